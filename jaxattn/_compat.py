@@ -1,0 +1,52 @@
+"""The one place for JAX names that move between releases.
+
+Spelled as the newest release spells them. Helpers about *varying axes* live
+here too: inside ``jax.shard_map`` every array has a set of mesh axes over which
+its value differs, and loops and gradients must keep that set.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+AxisType = jax.sharding.AxisType
+make_mesh = jax.make_mesh
+pcast = lax.pcast
+reshard = getattr(jax, "reshard", None) or jax.sharding.reshard
+shard_map = jax.shard_map
+typeof = jax.typeof
+
+
+def varying_axes(*arrays: Any) -> frozenset[str]:
+  """Mesh axes over which at least one of the ``arrays`` varies."""
+  axes: frozenset[str] = frozenset()
+  for x in jax.tree.leaves(arrays):
+    axes |= typeof(x).manual_axis_type.varying
+  return axes
+
+
+def cast_varying(x: jax.Array, axes: frozenset[str]) -> jax.Array:
+  """Marks ``x`` as varying over ``axes``, so that it can start a loop carry."""
+  missing = tuple(sorted(axes - varying_axes(x)))
+  return pcast(x, missing, to="varying") if missing else x
+
+
+def full_varying(
+  shape: Sequence[int], fill: float, dtype: Any, axes: frozenset[str]
+) -> jax.Array:
+  """A constant array that varies over ``axes``."""
+  return cast_varying(jnp.full(shape, fill, dtype), axes)
+
+
+def sum_like(cotangent: jax.Array, primal: jax.Array) -> jax.Array:
+  """Sums a cotangent over the axes on which its primal does not vary.
+
+  A ``custom_vjp`` backward rule needs this under ``shard_map``: an input that
+  every device shares gets a contribution from each of them.
+  """
+  axes = tuple(sorted(varying_axes(cotangent) - varying_axes(primal)))
+  total = lax.psum(cotangent, axes) if axes else cotangent
+  return cast_varying(total, varying_axes(primal))

@@ -1,0 +1,23 @@
+"""Exact attention and the online softmax under it."""
+
+from jaxattn.softmax.exact import softmax_attention as softmax_attention
+from jaxattn.softmax.online import OnlineSoftmax as OnlineSoftmax
+from jaxattn.softmax.online import (
+  online_softmax_finalize as online_softmax_finalize,
+)
+from jaxattn.softmax.online import online_softmax_init as online_softmax_init
+from jaxattn.softmax.online import online_softmax_merge as online_softmax_merge
+from jaxattn.softmax.online import (
+  online_softmax_update as online_softmax_update,
+)
+from pallas_kernels.flash_attention import BlockSizes as BlockSizes
+
+__all__ = [
+  "BlockSizes",
+  "OnlineSoftmax",
+  "online_softmax_finalize",
+  "online_softmax_init",
+  "online_softmax_merge",
+  "online_softmax_update",
+  "softmax_attention",
+]
