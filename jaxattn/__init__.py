@@ -16,20 +16,19 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-_SUBPACKAGES = (
+__all__ = [
+  "__version__",
   "attention",
   "data",
   "models",
   "numerics",
   "scaling",
   "softmax",
-)
-
-__all__ = ["__version__", *_SUBPACKAGES]
+]
 
 
 def __getattr__(name: str) -> ModuleType:
-  if name in _SUBPACKAGES:
+  if name in __all__:
     return importlib.import_module(f"jaxattn.{name}")
   raise AttributeError(f"module 'jaxattn' has no attribute {name!r}")
 

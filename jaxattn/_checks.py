@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 
@@ -42,8 +43,9 @@ def is_concrete(x: Any) -> bool:
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
   """Raises unless ``value`` is one of ``choices``."""
-  if not any(value is c or (type(value) is type(c) and value == c)
-             for c in choices):
+  if not any(
+    value is c or (type(value) is type(c) and value == c) for c in choices
+  ):
     listed = ", ".join(repr(c) for c in choices)
     raise ValueError(f"{name} must be one of {listed}, got {value!r}")
 

@@ -14,7 +14,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from jaxattn import _compat
-from jaxattn.softmax._xla import Operands
+from jaxattn.softmax._call import Operands
 
 
 def over_explicit_axes(
@@ -64,7 +64,9 @@ def _operand_specs(x: Operands) -> Operands:
     if y is None:
       return None
     axes = (batch, heads, queries, None)
-    return P(*(a if n > 1 else None for a, n in zip(axes, y.shape, strict=True)))
+    return P(
+      *(a if n > 1 else None for a, n in zip(axes, y.shape, strict=True))
+    )
 
   keys = P(batch, None, heads, None)
   lengths = P(batch)

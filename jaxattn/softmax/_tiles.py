@@ -25,6 +25,15 @@ class Band(NamedTuple):
     """Whether anything is hidden at all."""
     return self.before is not None or self.after is not None
 
+  def sees(self, first: Any, last: Any, key: jax.Array) -> jax.Array:
+    """Whether a query between ``first`` and ``last`` sees ``key``."""
+    seen = jnp.bool_(True)
+    if self.before is not None:
+      seen = seen & (key >= first - self.before)
+    if self.after is not None:
+      seen = seen & (key <= last + self.after)
+    return seen
+
   def flip(self) -> "Band":
     """The band seen from the keys: which queries see key ``s``."""
     return Band(before=self.after, after=self.before)
@@ -66,8 +75,10 @@ class Axis(NamedTuple):
 
 
 class Visit(NamedTuple):
-  """Blocks to visit: all of [low, high), of which [inner_low, inner_high)
-  lie wholly inside the band and hold no item twice."""
+  """Blocks to visit: those of [low, high).
+
+  Of these, [inner_low, inner_high) lie inside the band and repeat no item.
+  """
 
   low: Any
   inner_low: Any
@@ -107,13 +118,13 @@ def walk(v: Visit, step: Callable[[Any, Any, bool], Any], carry: Any) -> Any:
 
   Inner blocks go first with ``edge=False``; the others follow, in one loop.
   """
-  carry = loop(
-    v.inner_low, v.inner_high, lambda i, c: step(i, c, False), carry
-  )
+  carry = loop(v.inner_low, v.inner_high, lambda i, c: step(i, c, False), carry)
   left = v.inner_low - v.low
 
   def edge(e: Any, c: Any) -> Any:
-    return step(jnp.where(e < left, v.low + e, v.inner_high + e - left), c, True)
+    return step(
+      jnp.where(e < left, v.low + e, v.inner_high + e - left), c, True
+    )
 
   return loop(0, left + v.high - v.inner_high, edge, carry)
 
@@ -129,5 +140,5 @@ def loop(low: Any, high: Any, step: Callable[..., Any], carry: Any) -> Any:
     if high <= low:
       return carry
     return lax.fori_loop(np.int32(low), np.int32(high), step, carry)
-  bounds = (jnp.asarray(b, jnp.int32) for b in (low, high))
-  return lax.fori_loop(*bounds, step, carry)
+  low, high = jnp.asarray(low, jnp.int32), jnp.asarray(high, jnp.int32)
+  return lax.fori_loop(low, high, step, carry)

@@ -23,12 +23,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxattn import _checks
-from jaxattn import _compat
-from jaxattn._dispatch import Branch
-from jaxattn._dispatch import dispatch
-from jaxattn.softmax import _mesh
-from jaxattn.softmax import _xla
+from jaxattn import _checks, _compat
+from jaxattn._dispatch import Branch, dispatch
+from jaxattn.softmax import _backward, _call, _forward, _mesh
 from jaxattn.softmax._tiles import Band
 from pallas_kernels.flash_attention import BlockSizes
 
@@ -130,9 +127,9 @@ def softmax_attention(
   if not isinstance(scale, numbers.Real):
     _checks.check_rank("scale", scale, 0)
     query, scale = query * jnp.asarray(scale, query.dtype), 1.0
-  spec = _xla.Spec(float(scale), band, block_sizes, precision)
+  spec = _call.Spec(float(scale), band, block_sizes, precision)
   batched = functools.partial(_batched, bool(shapes.batch))
-  operands = _xla.Operands(
+  operands = _call.Operands(
     *(x if shapes.batch else x[None] for x in (query, key, value)),
     *map(batched, (bias, mask)),
     *lengths,
@@ -179,7 +176,7 @@ def _lengths(
 
 
 def _attend(
-  implementation: str | None, spec: _xla.Spec, x: _xla.Operands
+  implementation: str | None, spec: _call.Spec, x: _call.Operands
 ) -> tuple[jax.Array, jax.Array]:
   """Groups the heads, attends, and flattens the heads again."""
   b, t, n, h = x.query.shape
@@ -212,68 +209,72 @@ def _xla_branches(pass_: Any, **static: Any) -> dict[str, Branch]:
   return {"xla": Branch(xla)}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attention(
-  implementation: str | None, spec: _xla.Spec, x: _xla.Operands
+def _forward_pass(
+  implementation: str | None, spec: _call.Spec, x: _call.Operands
 ) -> tuple[jax.Array, jax.Array]:
-  branches = _xla_branches(_xla.forward, spec=spec)
+  branches = _xla_branches(_forward.forward, spec=spec)
   return dispatch(implementation, branches, x)
 
 
+_attention: Any = jax.custom_vjp(_forward_pass, nondiff_argnums=(0, 1))
+
+
 def _attention_fwd(
-  implementation: str | None, spec: _xla.Spec, x: _xla.Operands
+  implementation: str | None, spec: _call.Spec, x: _call.Operands
 ) -> Any:
   out, lse = _attention(implementation, spec, x)
   return (out, lse), (x, out, lse)
 
 
 def _attention_bwd(
-  implementation: str | None, spec: _xla.Spec, residuals: Any, bars: Any
-) -> tuple[_xla.Operands]:
+  implementation: str | None, spec: _call.Spec, residuals: Any, bars: Any
+) -> tuple[_call.Operands]:
   x, out, lse = residuals
   bars = _gradients(implementation, spec, x, out, lse, *bars)
-  bars = _xla.Gradients(
+  bars = _call.Gradients(
     *(
       None if bar is None else _compat.sum_like(bar, y)
       for bar, y in zip(bars, x[:4], strict=True)
     )
   )
-  return (_xla.Operands(*bars, *(None,) * (len(x) - 4)),)
+  return (_call.Operands(*bars, *(None,) * (len(x) - 4)),)
 
 
 _attention.defvjp(_attention_fwd, _attention_bwd)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _gradients(
+def _backward_pass(
   implementation: str | None,
-  spec: _xla.Spec,
-  x: _xla.Operands,
+  spec: _call.Spec,
+  x: _call.Operands,
   out: jax.Array,
   lse: jax.Array,
   out_bar: jax.Array,
   lse_bar: jax.Array,
-) -> _xla.Gradients:
-  branches = _xla_branches(_xla.backward, spec=spec)
+) -> _call.Gradients:
+  branches = _xla_branches(_backward.backward, spec=spec)
   return dispatch(implementation, branches, x, out, lse, out_bar, lse_bar)
 
 
+_gradients: Any = jax.custom_vjp(_backward_pass, nondiff_argnums=(0, 1))
+
+
 def _gradients_fwd(
-  implementation: str | None, spec: _xla.Spec, *args: Any
+  implementation: str | None, spec: _call.Spec, *args: Any
 ) -> Any:
   return _gradients(implementation, spec, *args), args
 
 
 def _gradients_bwd(
-  implementation: str | None, spec: _xla.Spec, args: Any, bars: Any
+  implementation: str | None, spec: _call.Spec, args: Any, bars: Any
 ) -> Any:
   # Loops of unknown length have no transpose: from the second derivative on,
   # differentiate the dense formula instead.
   del implementation
   floats, rest = _split(args)
 
-  def dense(*floats: Any) -> _xla.Gradients:
-    return _xla.dense_backward(*_join(floats, rest), spec=spec)
+  def dense(*floats: Any) -> _call.Gradients:
+    return _backward.dense_backward(*_join(floats, rest), spec=spec)
 
   _, vjp = jax.vjp(dense, *floats)
   bars = [
@@ -293,7 +294,7 @@ def _split(args: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
 
 
 def _join(floats: Any, rest: Any) -> tuple[Any, ...]:
-  return (_xla.Operands(*floats[:4], *rest), *floats[4:])
+  return (_call.Operands(*floats[:4], *rest), *floats[4:])
 
 
 def _cudnn(
@@ -311,10 +312,12 @@ def _cudnn(
   block_sizes: BlockSizes | None,
   precision: Any,
 ) -> Any:
-  """cuDNN through ``jax.nn``, whose own gradient rule it keeps."""
+  """CuDNN through ``jax.nn``, whose own gradient rule it keeps."""
   reason = None
   if jax.default_backend() != "gpu":
-    reason = f"it needs a CUDA device, this process runs on {jax.default_backend()}"
+    reason = (
+      f"it needs a CUDA device, this process runs on {jax.default_backend()}"
+    )
   elif query.dtype not in (jnp.bfloat16, jnp.float16):
     reason = f"it takes bfloat16 or float16, got {query.dtype}"
   elif block_sizes is not None or precision is not None:

@@ -22,10 +22,10 @@ from jaxattn import _checks
 
 
 class OnlineSoftmax(NamedTuple):
-  """Softmax-weighted sums over the keys seen so far.
+  r"""Softmax-weighted sums over the keys seen so far.
 
   A state of zeros with ``max = -inf`` has seen nothing. A state whose
-  ``max`` is 0 holds unnormalized sums: :math:`(\\phi Z, \\phi k, 0)` merges a
+  ``max`` is 0 holds unnormalized sums: :math:`(\phi Z, \phi k, 0)` merges a
   linear-attention state into a softmax.
 
   Attributes:
@@ -66,7 +66,8 @@ def online_softmax_init(
 
   Example:
     >>> import jax.numpy as jnp
-    >>> state = online_softmax_init(jnp.zeros((1, 2)), jnp.array([[1.0], [3.0]]))
+    >>> values = jnp.array([[1.0], [3.0]])
+    >>> state = online_softmax_init(jnp.zeros((1, 2)), values)
     >>> out, lse = online_softmax_finalize(state)
     >>> print(out)
     [[2.]]
