@@ -1,0 +1,1 @@
+"""Experiments that the tests run: each takes seconds and claims nothing."""

@@ -1,0 +1,3 @@
+"""An experiment that crashes before it has done anything."""
+
+raise RuntimeError("this toy always <crashes>")
