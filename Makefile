@@ -53,3 +53,16 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest -n 2
+
+docs: setup
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+$(VENV)-bench/.installed: setup.cfg pyproject.toml Makefile
+	@$(PYTHON) -m venv $(VENV)-bench
+	@$(VENV)-bench/bin/python -m pip install --quiet \
+	  --disable-pip-version-check -e '.[models,experiments,peers]'
+	@touch $@
+
+bench: $(VENV)-bench/.installed
+	@for name in $(notdir $(basename $(wildcard benchmarks/[a-z]*.py))); do \
+	  $(VENV)-bench/bin/python -m benchmarks.$$name || exit 1; done

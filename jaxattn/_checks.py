@@ -69,7 +69,8 @@ def check_shape(
     want is None or want == have for want, have in zip(shape, got, strict=True)
   )
   if not fits:
-    want = "(" + ", ".join("*" if s is None else str(s) for s in shape) + ")"
+    sizes = ["*" if s is None else str(s) for s in shape]
+    want = f"({sizes[0]},)" if len(sizes) == 1 else f"({', '.join(sizes)})"
     note = f" = {meaning}" if meaning else ""
     raise ValueError(f"{name} must have shape {want}{note}, got {got}")
 
@@ -169,7 +170,9 @@ def check_attention(
     _check_broadcastable("mask", mask, logits)
   if key_mask is not None:
     check_boolean("key_mask", key_mask)
-    check_shape("key_mask", key_mask, (*batch, s), "(B, S)")
+    check_shape(
+      "key_mask", key_mask, (*batch, s), "(B, S)" if batch else "(S,)"
+    )
   return AttentionShapes(tuple(batch), t, s, n, k, h, value.shape[-1])
 
 

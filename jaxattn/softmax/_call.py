@@ -22,7 +22,7 @@ from pallas_kernels.flash_attention import BlockSizes
 # Scores of a tile on a CPU: 4 MiB in float32, the L2 caches of two cores.
 _CPU_TILE = 1024 * 1024
 _CPU_BLOCKS = BlockSizes(1024, 1024, 1024, 1024)
-_ACCELERATOR_BLOCKS = BlockSizes(512, 512, 512, 512)
+_SMALL_BLOCKS = BlockSizes(512, 512, 512, 512)
 
 
 class Operands(NamedTuple):
@@ -138,7 +138,9 @@ def plan(x: Operands, spec: Spec, *, cpu: bool, backward: bool) -> Plan:
   """Chooses block sizes and the number of heads in a group."""
   b, t, k, g, _ = x.query.shape
   s = x.key.shape[1]
-  blocks = spec.block_sizes or (_CPU_BLOCKS if cpu else _ACCELERATOR_BLOCKS)
+  # Smaller blocks waste less on what a band hides.
+  large = cpu and not spec.band.bounded
+  blocks = spec.block_sizes or (_CPU_BLOCKS if large else _SMALL_BLOCKS)
   block_q = blocks.block_q_bwd if backward else blocks.block_q
   block_k = blocks.block_k_bwd if backward else blocks.block_k
   if spec.block_sizes is None:
@@ -308,8 +310,9 @@ def _visible(
   )
   masks = []
   if edge:
-    masks.append(plan.keys.owned(j)[cols])
-    if own_queries:
+    if plan.keys.ragged:
+      masks.append(plan.keys.owned(j)[cols])
+    if plan.queries.ragged and own_queries:
       masks.append(plan.queries.owned(i)[rows])
     if group.spec.band.bounded:
       at = query_at + offset(x)

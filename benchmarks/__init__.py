@@ -1,0 +1,1 @@
+"""Races against peer libraries; run as ``python -m benchmarks.<name>``."""
