@@ -109,6 +109,14 @@ def check_integer(name: str, value: Any, low: int, high: int | None) -> None:
     raise ValueError(f"{name} must be {kind}{interval}, got {value!r}")
 
 
+def check_scalar(name: str, x: Any) -> None:
+  """Raises unless ``x`` is a real number, or an array that holds one."""
+  is_array = isinstance(x, (np.ndarray, np.generic, jax.Array))
+  is_real = is_array and not jnp.issubdtype(x.dtype, jnp.complexfloating)
+  if not (is_real and x.ndim == 0) and not isinstance(x, (int, float)):
+    raise ValueError(f"{name} must be a real scalar, got {x!r}")
+
+
 def check_floating(name: str, x: Any) -> None:
   """Raises unless ``x`` is an array of a real floating dtype."""
   dtype = jnp.result_type(x)

@@ -1,11 +1,13 @@
 """Settings that every test runs under; must run before jax is used."""
 
+import collections
 import os
 import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import pytest
 from absl import flags
 
 _CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
@@ -23,3 +25,30 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 # absl's parameterized test cases read flags; pytest's own are not absl's.
 if not flags.FLAGS.is_parsed():
   flags.FLAGS(["pytest"], known_only=True)
+
+# Seconds that each file took; files that grow past the limit must be split.
+_FILE_LIMIT = 90.0
+_seconds: collections.Counter[str] = collections.Counter()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+  if "slow" not in report.keywords:
+    _seconds[report.nodeid.split("::")[0]] += report.duration
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+  terminalreporter.section("slowest files")
+  for file, seconds in _seconds.most_common(5):
+    over = f" is over {_FILE_LIMIT:.0f} s" if seconds > _FILE_LIMIT else ""
+    terminalreporter.line(f"{seconds:6.1f} s {file}{over}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+  # Only where the machine is known: a slow laptop is nobody's fault.
+  if (
+    os.environ.get("CI") == "true"
+    and max(_seconds.values(), default=0) > _FILE_LIMIT
+    and session.exitstatus == 0
+  ):
+    session.exitstatus = 1

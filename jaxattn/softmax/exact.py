@@ -125,26 +125,19 @@ def softmax_attention(
     )  # fmt: skip
   scale = 1 / math.sqrt(shapes.head_dim) if scale is None else scale
   if not isinstance(scale, numbers.Real):
-    _checks.check_rank("scale", scale, 0)
+    _checks.check_scalar("scale", scale)
     query, scale = query * jnp.asarray(scale, query.dtype), 1.0
   spec = _call.Spec(float(scale), band, block_sizes, precision)
-  batched = functools.partial(_batched, bool(shapes.batch))
-  operands = _call.Operands(
-    *(x if shapes.batch else x[None] for x in (query, key, value)),
-    *map(batched, (bias, mask)),
-    *lengths,
-  )
-  attend = functools.partial(_attend, implementation, spec)
-  out, lse = _mesh.over_explicit_axes(attend, operands)
+  arrays = map(_four_dims, (query, key, value, bias, mask))
+  operands = _call.Operands(*arrays, *lengths)
+  out, lse = _run(implementation, spec, operands)
   if not shapes.batch:
     out, lse = out[0], lse[0]
   return (out, lse) if return_residual else out
 
 
-def _batched(batched: bool, x: jax.Array | None) -> jax.Array | None:
-  if x is None:
-    return None
-  return x.reshape((1,) * (4 - x.ndim) + x.shape)
+def _four_dims(x: jax.Array | None) -> jax.Array | None:
+  return None if x is None else x.reshape((1,) * (4 - x.ndim) + x.shape)
 
 
 def _check_block_sizes(block_sizes: Any) -> None:
@@ -156,8 +149,14 @@ def _band(is_causal: bool, window: int | tuple[int, int] | None) -> Band:
   _checks.check_choice("is_causal", is_causal, (False, True))
   before = after = None
   if window is not None:
-    before, after = window if isinstance(window, tuple) else (window, window)
-    for side in (before, after):
+    sides = window if isinstance(window, tuple) else (window, window)
+    if len(sides) != 2:
+      raise ValueError(
+        "local_window_size must be an integer or a pair (left, right), got "
+        f"{window!r}"
+      )
+    before, after = sides
+    for side in sides:
       _checks.check_integer("local_window_size", side, 0, None)
   return Band(before, 0 if is_causal else after)
 
@@ -173,6 +172,14 @@ def _lengths(
   _checks.check_shape(name, x, batch or (1,), "(B,)")
   _checks.check_nonnegative(name, x)
   return x
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run(
+  implementation: str | None, spec: _call.Spec, x: _call.Operands
+) -> tuple[jax.Array, jax.Array]:
+  attend = functools.partial(_attend, implementation, spec)
+  return _mesh.over_explicit_axes(attend, x)
 
 
 def _attend(
