@@ -196,12 +196,18 @@ def check_boolean(name: str, x: jax.Array) -> None:
 def _check_broadcastable(
   name: str, x: jax.Array, shape: tuple[int, ...]
 ) -> None:
-  fits = x.ndim == len(shape) and all(
-    have in (1, want) for have, want in zip(x.shape, shape, strict=True)
+  target = (1,) * (4 - len(shape)) + shape
+  got = (1,) * (4 - x.ndim) + x.shape
+  fits = len(got) == 4 and all(
+    have in (1, want) for have, want in zip(got, target, strict=True)
   )
   if not fits:
     axes = "(B, N, T, S)" if len(shape) == 4 else "(N, T, S)"
     raise ValueError(
-      f"{name} must be broadcastable to {axes} = {shape}, of rank "
-      f"{len(shape)}, got shape {x.shape}"
+      f"{name} must be broadcastable to {axes} = {shape}, got shape {x.shape}"
     )
+
+
+def four_dims(x: Any) -> Any:
+  """Adds leading axes of size 1 to an argument of attention; None stays."""
+  return None if x is None else x.reshape((1,) * (4 - x.ndim) + x.shape)

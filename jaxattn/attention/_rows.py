@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxattn import _checks
+from jaxattn.numerics._dtypes import accumulator
 
 # Axis of the queries in (B, K, G, T, ...).
 _T = 3
@@ -40,11 +41,6 @@ class Rows(NamedTuple):
   scale: jax.Array
   is_causal: bool
   precision: lax.PrecisionLike
-
-
-def accumulator(dtype: Any) -> Any:
-  """The dtype that logits and sums have for inputs of ``dtype``."""
-  return dtype if jnp.finfo(dtype).bits > 32 else jnp.dtype(jnp.float32)
 
 
 def rows(
@@ -97,7 +93,7 @@ def over_explicit_axes(
 def check_options(scale: Any, is_causal: bool, chunk_size: int | None) -> None:
   """Raises unless the options of a call, None where it may be, make sense."""
   if scale is not None:
-    _checks.check_rank("scale", scale, 0)
+    _checks.check_scalar("scale", scale)
   _checks.check_choice("is_causal", is_causal, (False, True))
   if chunk_size is not None:
     _checks.check_integer("chunk_size", chunk_size, 1, None)

@@ -32,12 +32,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.scipy.special import log_ndtr, ndtri
 from jax.typing import ArrayLike
 
 from jaxattn import _checks
 from jaxattn.attention import _profile, _rows
+from jaxattn.numerics._dtypes import accumulator
 from jaxattn.scaling import fit_slope
 
 _CHUNK_SIZE = 2048
@@ -132,12 +134,11 @@ def sparsity_profile(
     _checks.check_integer("k", number, 1, sizes.key_length)
   _rows.check_options(scale, is_causal, chunk_size)
   operands = (query, key, mask)
-  if not sizes.batch:
-    operands = jax.tree.map(lambda x: x[None], operands)
+  operands = tuple(map(_checks.four_dims, operands))
   profile = _sparsity_profile(
     *operands,
     scale,
-    jnp.asarray(t, _rows.accumulator(query.dtype)),
+    jnp.asarray(t, accumulator(query.dtype)),
     k=tuple(k),
     is_causal=is_causal,
     chunk_size=_CHUNK_SIZE if chunk_size is None else chunk_size,
@@ -293,7 +294,7 @@ def gaussian_budget(
     15482
   """
   _check_row(sigma, n)
-  _checks.check_range("eps", eps, 0.0, 1.0, closed=False)
+  _checks.check_range("eps", eps, 0, 1, closed=False)
   sigma, n, eps = _floating(sigma, n, eps)
   return n * jnp.exp(log_ndtr(-sigma - ndtri(eps)))
 
@@ -338,8 +339,8 @@ def adaptive_budget(
     n: number of keys.
     alpha: factor, > 0.
     exponent: C in [0, 1].
-    bucket: round up to a power of two, so that code that is compiled for a
-      budget is compiled at most log2(n) times as the context grows.
+    bucket: round up to a power of two (at most n), so that code that is
+      compiled for a budget is compiled at most log2(n) times as n grows.
 
   Returns:
     The budget, an integer in [1, n].
@@ -395,8 +396,9 @@ def fit_budget_law(ns: ArrayLike, ks: ArrayLike) -> tuple[float, float]:
     >>> print(round(alpha, 6), round(exponent, 6))
     2.0 0.5
   """
+  ns, ks = np.asarray(ns), np.asarray(ks)
   _checks.check_rank("ns", ns, 1)
-  _checks.check_shape("ks", ks, jnp.shape(ns), "shape of ns")
+  _checks.check_shape("ks", ks, ns.shape, "shape of ns")
   _checks.check_positive("ns", ns)
   _checks.check_positive("ks", ks)
   fit = fit_slope(ns, ks)

@@ -113,7 +113,7 @@ def topk_attention(
     value: (B, S, K, Hv).
     k: keys that each query attends to, in [1, S].
     chunk_size: keys visited at a time. None = all of them where S <= 4096 or
-      T = 1, else 2048. Memory and speed only.
+      T = 1, else max(k, 2048). Memory and speed only.
     return_info: also return the tail mass, the error bound and the indices.
     scale: factor on the logits; None = 1 / sqrt(H). May be traced.
     is_causal: query t sees keys 0 to t.
@@ -151,7 +151,8 @@ def topk_attention(
   _rows.check_options(scale, is_causal, chunk_size)
   if chunk_size is None:
     whole = sizes.key_length <= _FULL_LENGTH or sizes.query_length == 1
-    chunk_size = sizes.key_length if whole else _CHUNK_SIZE
+    # A block shorter than the list would cost more to merge than to read.
+    chunk_size = sizes.key_length if whole else max(k, _CHUNK_SIZE)
   attend = functools.partial(
     _topk_attention,
     k=k,
@@ -161,8 +162,7 @@ def topk_attention(
     precision=precision,
   )
   operands = (query, key, value, mask)
-  if not sizes.batch:
-    operands = jax.tree.map(lambda x: x[None], operands)
+  operands = tuple(map(_checks.four_dims, operands))
   attend = _rows.over_explicit_axes(attend, operands[0])
   out = dispatch(implementation, {"xla": Branch(attend)}, *operands, scale)
   return out if sizes.batch else jax.tree.map(lambda x: x[0], out)

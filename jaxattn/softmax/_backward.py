@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxattn import _compat
+from jaxattn.numerics._dtypes import accumulator
 from jaxattn.softmax import _call, _tiles
 
 
@@ -42,7 +43,7 @@ def backward(
     Cotangents, each of its operand's dtype.
   """
   plan = _call.plan(x, spec, cpu=cpu, backward=True)
-  dtype = _call.accumulator(x.query.dtype)
+  dtype = accumulator(x.query.dtype)
   axes = _compat.varying_axes(x, out_bar, lse_bar)
 
   def step(group: _call.Group, total: _call.Gradients) -> _call.Gradients:
@@ -222,7 +223,7 @@ def dense_backward(
   axes = _tiles.Axis(t, t), _tiles.Axis(s, s)
   plan = _call.Plan(b, k, (1, 1), g, *axes)
   group = _call.Group(x, spec, plan, 0, 0, x.query, x.key, x.value)
-  dtype = _call.accumulator(x.query.dtype)
+  dtype = accumulator(x.query.dtype)
   query, key, value, out, out_bar = (
     y.astype(dtype) for y in (x.query, x.key, x.value, out, out_bar)
   )

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxattn.numerics._dtypes import accumulator
 from jaxattn.softmax import _tiles
 from pallas_kernels.flash_attention import BlockSizes
 
@@ -127,11 +128,6 @@ class Group(NamedTuple):
   query: jax.Array
   key: jax.Array
   value: jax.Array
-
-
-def accumulator(dtype: Any) -> Any:
-  """Dtype of logits and sums: float32 for 16-bit inputs."""
-  return jnp.promote_types(dtype, jnp.float32)
 
 
 def plan(x: Operands, spec: Spec, *, cpu: bool, backward: bool) -> Plan:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxattn import _compat
+from jaxattn.numerics._dtypes import accumulator
 from jaxattn.softmax import _call, _tiles, online
 
 
@@ -30,7 +31,7 @@ def forward(
   full = functools.partial(
     _compat.full_varying,
     fill=0,
-    dtype=_call.accumulator(x.query.dtype),
+    dtype=accumulator(x.query.dtype),
     axes=_compat.varying_axes(x),
   )
 
@@ -48,7 +49,7 @@ def _group_forward(group: _call.Group) -> tuple[jax.Array, jax.Array]:
   x, spec, plan = group.call, group.spec, group.plan
   p, g, t, _ = group.query.shape
   hv = group.value.shape[-1]
-  dtype = _call.accumulator(x.query.dtype)
+  dtype = accumulator(x.query.dtype)
   full = functools.partial(
     _compat.full_varying, dtype=dtype, axes=_compat.varying_axes(x)
   )

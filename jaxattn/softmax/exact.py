@@ -128,16 +128,12 @@ def softmax_attention(
     _checks.check_scalar("scale", scale)
     query, scale = query * jnp.asarray(scale, query.dtype), 1.0
   spec = _call.Spec(float(scale), band, block_sizes, precision)
-  arrays = map(_four_dims, (query, key, value, bias, mask))
+  arrays = map(_checks.four_dims, (query, key, value, bias, mask))
   operands = _call.Operands(*arrays, *lengths)
   out, lse = _run(implementation, spec, operands)
   if not shapes.batch:
     out, lse = out[0], lse[0]
   return (out, lse) if return_residual else out
-
-
-def _four_dims(x: jax.Array | None) -> jax.Array | None:
-  return None if x is None else x.reshape((1,) * (4 - x.ndim) + x.shape)
 
 
 def _check_block_sizes(block_sizes: Any) -> None:

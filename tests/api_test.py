@@ -1,0 +1,200 @@
+"""The public API: what it is, that it is documented, and that examples run.
+
+The names and signatures are committed in ``api_snapshot.txt``, so that no
+change of them goes unseen. After a change that is meant, write it anew with
+
+    python -m tests.api_test
+"""
+
+import dataclasses
+import doctest
+import importlib
+import inspect
+import io
+import pathlib
+import pkgutil
+import re
+import subprocess
+import sys
+import types
+
+import jax
+import pytest
+
+import jaxattn
+import pallas_kernels
+
+_SNAPSHOT = pathlib.Path(__file__).with_name("api_snapshot.txt")
+
+
+def _public_modules():
+  """Packages without an underscore, and modules that they list by name."""
+  found = {}
+
+  def add(module):
+    if found.setdefault(module.__name__, module) is not module:
+      return
+    for name in getattr(module, "__all__", ()):
+      if isinstance(getattr(module, name), types.ModuleType):
+        add(getattr(module, name))
+
+  for root in (jaxattn, pallas_kernels):
+    add(root)
+    for info in pkgutil.walk_packages(root.__path__, f"{root.__name__}."):
+      if info.ispkg and "._" not in info.name:
+        add(importlib.import_module(info.name))
+  return dict(sorted(found.items()))
+
+
+def _public_names():
+  """Qualified name -> object, without modules and dunders."""
+  return {
+    f"{module}.{name}": getattr(package, name)
+    for module, package in _public_modules().items()
+    for name in getattr(package, "__all__", ())
+    if not name.startswith("__")
+    and not isinstance(getattr(package, name), types.ModuleType)
+  }
+
+
+def _signature(obj):
+  """Names, kinds and defaults; how an annotation prints is Python's affair."""
+  signature = inspect.signature(obj)
+  parameters = [
+    p.replace(annotation=p.empty) for p in signature.parameters.values()
+  ]
+  return str(
+    signature.replace(parameters=parameters, return_annotation=signature.empty)
+  )
+
+
+def _snapshot():
+  lines = [
+    f"{name}{_signature(obj)}" if callable(obj) else f"{name} = {obj!r}"
+    for name, obj in sorted(_public_names().items())
+  ]
+  return "\n".join(lines) + "\n"
+
+
+_NAMES = _public_names()
+_CALLABLES = sorted(name for name, obj in _NAMES.items() if callable(obj))
+_FUNCTIONS = [n for n in _CALLABLES if not inspect.isclass(_NAMES[n])]
+# An object that two packages export has one example.
+_ONE_NAME = {_NAMES[n]: n for n in _CALLABLES}
+_WITH_EXAMPLE = [n for x, n in _ONE_NAME.items() if ">>> " in (x.__doc__ or "")]
+_CLASSES = [n for n in _CALLABLES if inspect.isclass(_NAMES[n])]
+
+
+def test_api_is_the_committed_one():
+  assert " at 0x" not in _snapshot(), "a default has no stable repr"
+  assert _snapshot() == _SNAPSHOT.read_text(), (
+    "the public API changed; if that is meant: python -m tests.api_test"
+  )
+
+
+def test_lists_of_names_are_sorted_and_complete():
+  for name, module in _public_modules().items():
+    names = getattr(module, "__all__", [])
+    plain = [n for n in names if not n.startswith("__")]
+    assert plain == sorted(plain), name
+    # A re-exported public function that is missing from the list is lost.
+    functions = {
+      n
+      for n, obj in vars(module).items()
+      if inspect.isfunction(obj) and not n.startswith("_")
+    }
+    assert functions <= set(names), name
+
+
+def test_one_name_is_one_thing():
+  things = {}
+  for name, obj in _NAMES.items():
+    short = name.rpartition(".")[2]
+    assert things.setdefault(short, obj) is obj, f"{short} has two meanings"
+
+
+# --- documentation ---
+
+
+def _sections(obj):
+  """Section title -> text, of a docstring in Google style."""
+  parts = re.split(r"^([A-Z][a-z]+):", inspect.getdoc(obj) or "", flags=re.M)
+  return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def _undescribed(names, text):
+  return [n for n in names if not re.search(rf"^ +\*{{0,2}}{n}:", text, re.M)]
+
+
+@pytest.mark.parametrize("name", _FUNCTIONS)
+def test_function_is_documented(name):
+  sections = _sections(_NAMES[name])
+  parameters = list(inspect.signature(_NAMES[name]).parameters)
+  required = {"Returns", "Raises", "Source", "Example"}
+  required |= {"Args"} if parameters else set()
+  assert required - set(sections) == set()
+  assert _undescribed(parameters, sections.get("Args", "")) == []
+  assert ">>> " in sections["Example"]
+
+
+@pytest.mark.parametrize("name", _CLASSES)
+def test_class_is_documented(name):
+  cls = _NAMES[name]
+  # A source is asked of functions: most types are plain containers.
+  sections = _sections(cls)
+  fields = getattr(cls, "_fields", None)
+  if fields is None and dataclasses.is_dataclass(cls):
+    fields = [field.name for field in dataclasses.fields(cls)]
+  if fields is None:
+    fields = ()
+    assert inspect.getdoc(cls)
+  assert _undescribed(fields, sections.get("Attributes", "")) == []
+
+
+@pytest.mark.parametrize("name", _WITH_EXAMPLE)
+def test_example_prints_what_it_says(name):
+  obj = inspect.unwrap(_NAMES[name])
+  globs = dict(vars(sys.modules[obj.__module__]))
+  tests = doctest.DocTestFinder(recurse=False).find(obj, name, globs=globs)
+  report = io.StringIO()
+  runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+  # As a user runs them: without x64.
+  with jax.enable_x64(False):
+    for test in tests:
+      runner.run(test, out=report.write)
+  assert runner.failures == 0, report.getvalue()
+
+
+# --- imports ---
+
+_IMPORTS = """
+import sys
+import jax
+before = set(sys.modules)
+import jaxattn
+own = {m for m in set(sys.modules) - before if not m.startswith("_")}
+assert own == {"jaxattn"}, own
+assert sorted(jaxattn.__all__) == dir(jaxattn)
+for name in jaxattn.__all__:
+  if name not in ("__version__", "models", "data"):
+    getattr(jaxattn, name)
+heavy = {"flax", "orbax", "matplotlib", "ml_collections"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+assert "jaxattn.attention" in sys.modules
+"""
+
+
+def test_import_is_light():
+  done = subprocess.run(
+    [sys.executable, "-c", _IMPORTS], capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+
+
+def test_unknown_subpackage():
+  with pytest.raises(AttributeError, match="'jaxattn' has no attribute 'magic"):
+    jaxattn.magic  # noqa: B018
+
+
+if __name__ == "__main__":
+  _SNAPSHOT.write_text(_snapshot())

@@ -1,0 +1,88 @@
+"""The dispatcher: None never fails, a name runs or says why it cannot."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxattn._dispatch import Branch, dispatch
+
+pytestmark = pytest.mark.any_x64
+
+
+def _branches(**kernel):
+  return {
+    "xla": Branch(jnp.sin),
+    "kernel": Branch(jnp.tanh, **kernel),
+    "interpret": Branch(jnp.cos),
+  }
+
+
+def _operations(branches, platform, implementation=None):
+  """Which of the branches are in the program for a platform."""
+  lowered = (
+    jax.jit(lambda x: dispatch(implementation, branches, x))
+    .trace(jax.ShapeDtypeStruct((3,), jnp.float32))
+    .lower(lowering_platforms=(platform,))
+  )
+  text = lowered.as_text()
+  names = {"sine": "xla", "tanh": "kernel", "cosine": "interpret"}
+  return {name for op, name in names.items() if f"stablehlo.{op}" in text}
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_none_takes_the_branch_of_the_platform_lowered_for(platform):
+  want = "kernel" if platform == "tpu" else "xla"
+  assert _operations(_branches(platform="tpu"), platform) == {want}
+
+
+def test_none_passes_over_what_is_unsupported():
+  branches = _branches(platform="tpu", unsupported="head_dim is odd")
+  assert _operations(branches, "tpu") == {"xla"}
+
+
+def test_none_without_kernels_is_xla():
+  assert _operations(_branches(), "tpu") == {"xla"}
+
+
+@pytest.mark.parametrize("implementation", ["xla", "kernel", "interpret"])
+def test_name_is_taken_whatever_the_platform(implementation):
+  branches = _branches(platform="tpu")
+  for platform in ("cpu", "tpu"):
+    taken = _operations(branches, platform, implementation)
+    assert taken == {implementation}
+
+
+def test_name_that_cannot_run_says_why():
+  branches = _branches(platform="tpu", unsupported="head_dim is odd")
+  with pytest.raises(
+    NotImplementedError,
+    match=r"^implementation='kernel' cannot run here: head_dim is odd$",
+  ):
+    dispatch("kernel", branches, jnp.ones(3))
+
+
+def test_unknown_name_lists_the_known_ones():
+  with pytest.raises(
+    ValueError,
+    match=r"^implementation must be one of None, 'xla', 'kernel', "
+    r"'interpret', got 'fast'$",
+  ):
+    dispatch("fast", _branches(), jnp.ones(3))
+
+
+def test_operands_are_pytrees_and_results_too():
+  def swap(x, pair):
+    return {"sum": x + pair[0], "rest": pair[1]}
+
+  branches = {"xla": Branch(swap), "kernel": Branch(swap, platform="tpu")}
+  for name in (None, "xla", "kernel"):
+    result = dispatch(name, branches, jnp.ones(2), (jnp.ones(2), None))
+    assert result["rest"] is None
+    assert jnp.array_equal(result["sum"], jnp.full(2, 2.0))
+
+
+def test_gradients_pass_through():
+  branches = _branches(platform="tpu")
+  for name, want in ((None, jnp.cos), ("interpret", lambda x: -jnp.sin(x))):
+    slope = jax.grad(lambda x, name=name: dispatch(name, branches, x))(0.3)
+    assert jnp.allclose(slope, want(0.3))
