@@ -2,7 +2,9 @@
 
 Times on a shared machine drift by more than the differences that matter, so
 contestants run in turn, a ratio is formed inside each round, and its median is
-what counts. Compilation is over before the first round starts.
+what counts. Compilation is over before the first round starts. A pause before
+each run lets the threads of the contestant before go to sleep: OpenMP's spin
+for a while, which on two cores costs the next one half the machine.
 """
 
 import importlib.metadata
@@ -17,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 
 RESULTS = pathlib.Path(__file__).parent / "RESULTS.md"
+_PAUSE = 0.3
 _PACKAGES = ("jax", "jaxlib", "numpy", "torch")
 
 
@@ -54,6 +57,7 @@ def race(
   seconds: dict[str, list[float]] = {name: [] for name in contestants}
   for _ in range(rounds):
     for name, run in contestants.items():
+      time.sleep(_PAUSE)
       start = time.perf_counter()
       jax.block_until_ready(run())
       seconds[name].append(time.perf_counter() - start)

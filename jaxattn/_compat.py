@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 AxisType = jax.sharding.AxisType
+auto_axes = jax.sharding.auto_axes
 make_mesh = jax.make_mesh
 pcast = lax.pcast
 reshard = getattr(jax, "reshard", None) or jax.sharding.reshard

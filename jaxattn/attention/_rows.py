@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxattn import _checks
+from jaxattn import _checks, _compat
 from jaxattn.numerics._dtypes import accumulator
 
 # Axis of the queries in (B, K, G, T, ...).
@@ -83,11 +83,11 @@ def over_explicit_axes(
   Returns:
     ``fn``, or a wrapped ``fn`` if ``query`` lies on a mesh with explicit axes.
   """
-  sharding = jax.typeof(query).sharding
-  if jax.sharding.AxisType.Explicit not in sharding.mesh.axis_types:
+  sharding = _compat.typeof(query).sharding
+  if _compat.AxisType.Explicit not in sharding.mesh.axis_types:
     return fn
   spec = jax.sharding.PartitionSpec(*sharding.spec[:3])
-  return jax.sharding.auto_axes(fn, out_sharding=spec)
+  return _compat.auto_axes(fn, out_sharding=spec)
 
 
 def check_options(scale: Any, is_causal: bool, chunk_size: int | None) -> None:
@@ -153,7 +153,8 @@ def fold_logits(
 
   state = visit(first, 0, head)
   if head < s:
-    state, _ = lax.scan(step, state, jnp.arange(head, s, chunk_size))
+    starts = jnp.arange(head, s, chunk_size, dtype=jnp.int32)
+    state, _ = lax.scan(step, state, starts)
   return jax.tree.map(lambda x: untile(x, t), state)
 
 

@@ -226,7 +226,7 @@ def _select(
     state: tuple[jax.Array, ...], logits: jax.Array, start: jax.Array
   ) -> tuple[jax.Array, ...]:
     values, indices, lse = state
-    new = (start + jnp.arange(logits.shape[-1])).astype(indices.dtype)
+    new = start + jnp.arange(logits.shape[-1], dtype=indices.dtype)
     values, indices = topk_merge(values, indices, logits, new)
     return values, indices, jnp.logaddexp(lse, jax.nn.logsumexp(logits, -1))
 

@@ -20,10 +20,8 @@ from jaxattn.numerics._dtypes import accumulator
 from jaxattn.softmax import _tiles
 from pallas_kernels.flash_attention import BlockSizes
 
-# Scores of a tile on a CPU: 4 MiB in float32, the L2 caches of two cores.
+# Scores of a tile on a CPU that heads are put together to fill.
 _CPU_TILE = 1024 * 1024
-_CPU_BLOCKS = BlockSizes(1024, 1024, 1024, 1024)
-_SMALL_BLOCKS = BlockSizes(512, 512, 512, 512)
 
 
 class Operands(NamedTuple):
@@ -134,9 +132,7 @@ def plan(x: Operands, spec: Spec, *, cpu: bool, backward: bool) -> Plan:
   """Chooses block sizes and the number of heads in a group."""
   b, t, k, g, _ = x.query.shape
   s = x.key.shape[1]
-  # Smaller blocks waste less on what a band hides.
-  large = cpu and not spec.band.bounded
-  blocks = spec.block_sizes or (_CPU_BLOCKS if large else _SMALL_BLOCKS)
+  blocks = spec.block_sizes or _block_sizes(t, s, spec.band, cpu)
   block_q = blocks.block_q_bwd if backward else blocks.block_q
   block_k = blocks.block_k_bwd if backward else blocks.block_k
   if spec.block_sizes is None:
@@ -149,6 +145,17 @@ def plan(x: Operands, spec: Spec, *, cpu: bool, backward: bool) -> Plan:
   heads = _largest_divisor(k, pairs)
   batch = _largest_divisor(b, pairs // k) if heads == k else 1
   return Plan(batch, heads, (b // batch, k // heads), g, queries, keys)
+
+
+def _block_sizes(t: int, s: int, band: _tiles.Band, cpu: bool) -> BlockSizes:
+  """Default tiles of a platform, from the sizes of a call."""
+  # Measured on two cores: each operation on a tile is a barrier for both, so
+  # tiles are large, unless they would waste work on what a band hides.
+  if cpu and not band.bounded:
+    return BlockSizes(4096, 512, 4096, 512)
+  local = band.before is not None and band.after is not None
+  size = 1024 if cpu and not local and min(t, s) >= 4096 else 512
+  return BlockSizes(size, size, size, size)
 
 
 def _largest_divisor(n: int, at_most: int) -> int:

@@ -21,14 +21,14 @@ class BlockSizes:
     ValueError: if a size is not a positive integer.
 
   Example:
-    >>> BlockSizes(block_q=512, block_k=512).block_k_bwd
-    256
+    >>> BlockSizes(block_q=1024).block_k
+    512
   """
 
-  block_q: int = 1024
+  block_q: int = 512
   block_k: int = 512
-  block_q_bwd: int = 2048
-  block_k_bwd: int = 256
+  block_q_bwd: int = 512
+  block_k_bwd: int = 512
 
   def __post_init__(self):
     """Refuses sizes that are no positive integers."""

@@ -304,6 +304,29 @@ def test_profile_of_hidden_rows():
 
 
 @pytest.mark.any_x64
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_dtypes_without_promotion(dtype):
+  query, key = _inputs(5, 20, dtype="float32")
+  call = functools.partial(
+    scores.sparsity_profile, k=(1, 4), is_causal=True, chunk_size=8
+  )
+  with jax.numpy_dtype_promotion("strict"):
+    narrow = [jnp.asarray(x, dtype) for x in (query, key)]
+    got = call(*narrow)
+    want = call(*(x.astype("float32") for x in narrow))
+    sigma = jnp.ones(3, dtype)
+    assert scores.gaussian_budget(sigma, 100, 0.1).dtype == jnp.float32
+    assert scores.gaussian_topk_mass(sigma, 100, 10).dtype == jnp.float32
+    assert scores.gaussian_count_above(sigma, 100, 2.0).dtype == jnp.float32
+    weights = jnp.ones((4, 2), dtype)
+    assert scores.row_sigma(weights.T, weights, weights).dtype == dtype
+  assert got.std.dtype == got.topk_mass.dtype == jnp.float32
+  assert got.count_above.dtype == jnp.int32
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+  jax.tree.map(close, got, want)
+
+
+@pytest.mark.any_x64
 def test_profile_needs_no_score_matrix():
   args = [jax.ShapeDtypeStruct((1, n, 1, 64), "float32") for n in (256, 16384)]
   compiled = quick_jit(scores.sparsity_profile).lower(*args).compile()
