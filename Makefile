@@ -55,7 +55,7 @@ test: lint
 	$(BIN)/python -m pytest -n 2
 
 docs: setup
-	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
 
 $(VENV)-bench/.installed: setup.cfg pyproject.toml Makefile
 	@$(PYTHON) -m venv $(VENV)-bench

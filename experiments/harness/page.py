@@ -96,9 +96,21 @@ def _figure(row: ledger.Row, root: pathlib.Path) -> str:
 def _measured(row: ledger.Row, root: pathlib.Path) -> str:
   if row["verdict"] == ledger.CRASHED:
     return _log(root / "logs" / f"{row['slug']}.log")
-  values = row["measured"] | row["timed"]
-  items = (_number(name, v, row) for name, v in values.items())
-  return f"<dl>{''.join(items)}</dl>"
+  values, accepted = row["measured"] | row["timed"], row["accepted"]
+  decided, other = (
+    "".join(
+      _number(name, value, row)
+      for name, value in values.items()
+      if (name in accepted) is decides
+    )
+    for decides in (True, False)
+  )
+  if not other:
+    return f"<dl>{decided}</dl>"
+  return (
+    f"<dl>{decided}</dl><details><summary>also measured</summary>"
+    f"<dl>{other}</dl></details>"
+  )
 
 
 def _number(name: str, value: float | str, row: ledger.Row) -> str:
