@@ -234,12 +234,7 @@ def _attention_bwd(
 ) -> tuple[_call.Operands]:
   x, out, lse = residuals
   bars = _gradients(implementation, spec, x, out, lse, *bars)
-  bars = _call.Gradients(
-    *(
-      None if bar is None else _compat.sum_like(bar, y)
-      for bar, y in zip(bars, x[:4], strict=True)
-    )
-  )
+  bars = _sum_like(bars, x[:4])
   return (_call.Operands(*bars, *(None,) * (len(x) - 4)),)
 
 
@@ -280,14 +275,18 @@ def _gradients_bwd(
     return _backward.dense_backward(*_join(floats, rest), spec=spec)
 
   _, vjp = jax.vjp(dense, *floats)
-  bars = [
-    None if bar is None else _compat.sum_like(bar, y)
-    for bar, y in zip(vjp(bars), floats, strict=True)
-  ]
-  return _join(bars, (None,) * len(rest))
+  return _join(_sum_like(vjp(bars), floats), (None,) * len(rest))
 
 
 _gradients.defvjp(_gradients_fwd, _gradients_bwd)
+
+
+def _sum_like(bars: Any, primals: Any) -> list[Any]:
+  """Cotangents as ``shard_map`` wants them; None (no bias) stays."""
+  return [
+    None if bar is None else _compat.sum_like(bar, y)
+    for bar, y in zip(bars, primals, strict=True)
+  ]
 
 
 def _split(args: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
