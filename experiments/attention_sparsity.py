@@ -59,6 +59,8 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
   """Runs the experiment; see the module's docstring."""
   wd = harness.open_workdir(workdir, config)
   half = _sweep(wd, "half_mass", config.lengths, half_mass_point)
+  frozen = _sweep(wd, "frozen", config.lengths, frozen_point)
+  half = {k: np.concatenate((half[k], frozen[k]), 1) for k in half}
   tails = _sweep(wd, "tail", config.tail_lengths, tail_point)
   errors = _sweep(wd, "error", config.attention_lengths, error_point)
   counts = wd.point("counts", functools.partial(counts_point, config))
@@ -102,10 +104,22 @@ def _sweep(
 def half_mass_point(config: Config, n: int) -> dict[str, Any]:
   """Half-mass budgets, largest weights and participation, by spread."""
   num_rows = min(config.max_rows, config.logits_per_length // n)
-  sigma = jnp.array(config.spreads) * math.sqrt(math.log(n))
-  predicted = [finite_size_budget(n, s) for s in config.spreads]
+  return _half_mass_point(_key(config, n), config.spreads, n, num_rows)
+
+
+def frozen_point(config: Config, n: int) -> dict[str, Any]:
+  """The same where a few logits hold the mass, so that rows differ the most."""
+  rng = jax.random.fold_in(_key(config, n), 1)
+  return _half_mass_point(rng, config.frozen_spreads, n, config.frozen_rows)
+
+
+def _half_mass_point(
+  rng: jax.Array, spreads: tuple[float, ...], n: int, num_rows: int
+) -> dict[str, Any]:
+  sigma = jnp.array(spreads) * math.sqrt(math.log(n))
+  predicted = [finite_size_budget(n, s) for s in spreads]
   most = min(n, 2 * math.ceil(max(predicted)) + 64)
-  args = (_key(config, n), sigma, n, num_rows, most)
+  args = (rng, sigma, n, num_rows, most)
   budget, largest, participation = half_mass_rows(*args)
   return {
     "half_mass": budget.mean(0),
@@ -283,12 +297,12 @@ def _half_mass_checks(
   config: Config, half: dict[str, np.ndarray]
 ) -> list[harness.Check]:
   checks = []
-  for i, s in enumerate(config.spreads):
+  for i, s in enumerate((*config.spreads, *config.frozen_spreads)):
     slope, predicted, plain, participation = (
       fit_slope(config.lengths, half[name][:, i]).slope
       for name in ("half_mass", "predicted", "plain", "participation")
     )
-    name, frozen = f"slope of k_1/2, s={s:g}", s >= math.sqrt(2)
+    name, frozen = f"slope of k_1/2, s={s:g}", i >= len(config.spreads)
     error, name_of_error = slope - predicted, f"{name}, minus predicted"
     high = config.accepted.frozen_slope if frozen else math.inf
     checks += [
@@ -387,7 +401,8 @@ def _draw(
 def _draw_half_mass(
   ax: Axes, config: Config, half: dict[str, np.ndarray]
 ) -> None:
-  for i, (s, color) in enumerate(zip(config.spreads, harness.PALETTE)):
+  spreads = *config.spreads, *config.frozen_spreads
+  for i, (s, color) in enumerate(zip(spreads, harness.PALETTE)):
     exponent = float(gaussian_exponent(s))
     ax.loglog(config.lengths, half["predicted"][:, i], color=color)
     ax.errorbar(

@@ -78,6 +78,8 @@ class Plan(NamedTuple):
     query_heads: G, query heads to a key head.
     queries: T, cut into blocks.
     keys: S, cut into blocks.
+    diagonal: None, or S cut into the steps of a causal staircase: where it
+      begins is then known before the run, and rows above a step are left out.
   """
 
   batch: int
@@ -86,6 +88,7 @@ class Plan(NamedTuple):
   query_heads: int
   queries: _tiles.Axis
   keys: _tiles.Axis
+  diagonal: _tiles.Axis | None = None
 
   @property
   def pairs(self) -> int:
@@ -135,8 +138,15 @@ def plan(x: Operands, spec: Spec, *, cpu: bool, backward: bool) -> Plan:
   blocks = spec.block_sizes or _block_sizes(t, s, spec.band, cpu)
   block_q = blocks.block_q_bwd if backward else blocks.block_q
   block_k = blocks.block_k_bwd if backward else blocks.block_k
+  diagonal = None
   if spec.block_sizes is None:
     block_q = max(1, block_q // g)
+    steps = cpu and not backward and min(t, s) >= 4096
+    if steps and x.offset is None and spec.band == _tiles.Band(after=0):
+      diagonal = _diagonal(t, s, 2 * block_q)
+    if diagonal is not None:
+      block_q *= 2
+      block_k = min(block_k, block_q)
   queries = _tiles.Axis(t, min(t, block_q))
   keys = _tiles.Axis(s, min(s, block_k))
   pairs = b * k
@@ -144,7 +154,15 @@ def plan(x: Operands, spec: Spec, *, cpu: bool, backward: bool) -> Plan:
     pairs = max(1, _CPU_TILE // (g * queries.block * keys.block))
   heads = _largest_divisor(k, pairs)
   batch = _largest_divisor(b, pairs // k) if heads == k else 1
-  return Plan(batch, heads, (b // batch, k // heads), g, queries, keys)
+  groups = b // batch, k // heads
+  return Plan(batch, heads, groups, g, queries, keys, diagonal)
+
+
+def _diagonal(t: int, s: int, block_q: int) -> _tiles.Axis | None:
+  """Steps of the causal staircase, eight to a block of queries, or None."""
+  if t % block_q or block_q % 8 or t > s:
+    return None
+  return _tiles.Axis(s, block_q // 8)
 
 
 def _block_sizes(t: int, s: int, band: _tiles.Band, cpu: bool) -> BlockSizes:

@@ -55,17 +55,10 @@ def _group_forward(group: _call.Group) -> tuple[jax.Array, jax.Array]:
   )
 
   def query_block(i: Any, carry: Any) -> Any:
-    query, factor = _call.scaled_query(group, i)
+    query = _call.scaled_query(group, i)
 
-    def key_block(
-      j: Any, state: online.OnlineSoftmax, edge: bool
-    ) -> online.OnlineSoftmax:
-      key, value = _call.key_value(group, i, j, edge)
-      logits = _call.dot(query, key, spec, dtype)
-      logits = _call.mask_logits(logits, factor, group, i, j, edge=edge)
-      return online.online_softmax_update(
-        state, logits, value, precision=spec.precision
-      )
+    def key_block(j: Any, state: online.OnlineSoftmax, edge: bool) -> Any:
+      return _add_keys(state, query, group, i, j, edge)
 
     nothing = online.OnlineSoftmax(
       full((p, plan.rows, hv), 0),
@@ -75,7 +68,11 @@ def _group_forward(group: _call.Group) -> tuple[jax.Array, jax.Array]:
     first = plan.queries.start(i) + _call.offset(x)
     last = first + plan.queries.block - 1
     visit = _tiles.visit(plan.keys, first, last, spec.band)
-    state = _tiles.walk(visit, key_block, nothing)
+    if plan.diagonal is None:
+      state = _tiles.walk(visit, key_block, nothing)
+    else:
+      state = _staircase(nothing, group, i)
+      state = _tiles.walk(visit.inner(), key_block, state)
     out, lse = online.online_softmax_finalize(state)
     at = _tiles.at(0, 0, plan.queries.start(i), 0)
     shape = (p, g, plan.queries.block, -1)
@@ -86,3 +83,68 @@ def _group_forward(group: _call.Group) -> tuple[jax.Array, jax.Array]:
 
   start = full((p, g, t, hv), 0), full((p, g, t, 1), 0)
   return _tiles.loop(0, plan.queries.num_blocks, query_block, start)
+
+
+def _add_keys(
+  state: online.OnlineSoftmax,
+  query: tuple[jax.Array, float],
+  group: _call.Group,
+  i: Any,
+  j: Any,
+  edge: bool,
+) -> online.OnlineSoftmax:
+  """Adds block ``j`` of the keys to the state of the queries of block ``i``."""
+  spec, dtype = group.spec, accumulator(group.call.query.dtype)
+  key, value = _call.key_value(group, i, j, edge)
+  logits = _call.dot(query[0], key, spec, dtype)
+  logits = _call.mask_logits(logits, query[1], group, i, j, edge=edge)
+  return online.online_softmax_update(
+    state, logits, value, precision=spec.precision
+  )
+
+
+def _staircase(
+  state: online.OnlineSoftmax, group: _call.Group, i: Any
+) -> online.OnlineSoftmax:
+  """Adds the keys at the positions of block ``i`` itself, for a causal mask.
+
+  Step by step along the diagonal: later keys meet only the queries after them.
+  """
+  plan, steps = group.plan, group.plan.diagonal
+  assert steps is not None
+  num = plan.queries.block // steps.block
+  for step in range(num):
+    queries = plan.queries.tail(step * steps.block)
+    below = group._replace(plan=plan._replace(queries=queries, keys=steps))
+    query = _call.scaled_query(below, i)
+    part = _add_keys(
+      _rows_below(state, below), query, below, i, i * num + step, True
+    )
+    state = _put_rows_below(state, part, below)
+  return state
+
+
+def _rows_below(state: online.OnlineSoftmax, group: _call.Group) -> Any:
+  """The state of those queries of each head that the plan does not skip."""
+  plan, skipped = group.plan, group.plan.queries.skipped
+
+  def cut(y: jax.Array) -> jax.Array:
+    y = y.reshape(plan.pairs, plan.query_heads, -1, *y.shape[2:])
+    return y[:, :, skipped:].reshape(plan.pairs, plan.rows, *y.shape[3:])
+
+  return jax.tree.map(cut, state)
+
+
+def _put_rows_below(
+  state: online.OnlineSoftmax, part: Any, group: _call.Group
+) -> Any:
+  """The state with these rows replaced by ``part``."""
+  plan, skipped = group.plan, group.plan.queries.skipped
+
+  def put(y: jax.Array, z: jax.Array) -> jax.Array:
+    by_head = plan.pairs, plan.query_heads, -1
+    total = y.reshape(*by_head, *y.shape[2:])
+    total = total.at[:, :, skipped:].set(z.reshape(*by_head, *y.shape[2:]))
+    return total.reshape(y.shape)
+
+  return jax.tree.map(put, state, part)

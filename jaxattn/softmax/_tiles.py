@@ -43,11 +43,13 @@ class Axis(NamedTuple):
   """A sequence cut into blocks; the last block is moved back to fit.
 
   ``start(i)`` is where block ``i`` is read; items before ``i * block`` in it
-  belong to block ``i - 1`` and must be ignored or recomputed.
+  belong to block ``i - 1`` and must be ignored or recomputed. The first
+  ``skipped`` items of each block are left out (see ``tail``).
   """
 
   size: int
   block: int
+  skipped: int = 0
 
   @property
   def num_blocks(self) -> int:
@@ -57,13 +59,17 @@ class Axis(NamedTuple):
   @property
   def ragged(self) -> bool:
     """Whether the last block overlaps the one before it."""
-    return self.size % self.block != 0
+    return self.size % (self.skipped + self.block) != 0
 
   def start(self, i: Any) -> Any:
     """First item of block ``i`` as it is read."""
     if not self.ragged:
-      return i * self.block
+      return i * (self.skipped + self.block) + self.skipped
     return jnp.minimum(i * self.block, self.size - self.block)
+
+  def tail(self, skipped: int) -> "Axis":
+    """The same blocks without their first items; they must not be ragged."""
+    return Axis(self.size, self.block - skipped, skipped)
 
   def positions(self, i: Any) -> jax.Array:
     """Positions of the items in block ``i`` as it is read."""
@@ -84,6 +90,11 @@ class Visit(NamedTuple):
   inner_low: Any
   inner_high: Any
   high: Any
+
+  def inner(self) -> "Visit":
+    """The blocks that lie inside the band, alone."""
+    low, high = self.inner_low, self.inner_high
+    return Visit(low, low, high, high)
 
 
 def visit(axis: Axis, first: Any, last: Any, band: Band) -> Visit:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import strategies as st
 
 from jaxattn.attention import BlockSizes, softmax_attention
+from jaxattn.softmax import _call, _tiles
 from tests._dense import dense_attention, value_and_vjp, visible
 from tests._recompile import quick_jit
 
@@ -287,6 +288,42 @@ def test_keys_that_no_query_sees_may_be_nan(t, s, options, blocks):
     np.testing.assert_array_equal(g, w)
   assert not got[-1][:, unseen].any()
   assert not got[-2][:, unseen].any()
+
+
+@pytest.mark.parametrize(("s", "heads"), [(4096, (1, 1)), (5000, (4, 2))])
+def test_causal_staircase(s, heads):
+  """Long causal calls take steps along the diagonal, not tiles across it."""
+  arrays = _inputs((1, 4096, s, *heads, 8))
+  step = _step_of_staircase(arrays)
+  masked = {
+    "is_causal": True,
+    "bias": _normal(1, 1, 1, s),
+    "mask": _random_mask(1, 1, 4096, 1),
+    "key_value_seq_lengths": jnp.array([3000]),
+  }
+  tiles = BlockSizes(512, 512, 512, 512)
+  for options in ({"is_causal": True}, masked):
+    attend = jax.jit(functools.partial(softmax_attention, **options))
+    got = attend(*arrays)
+    want = softmax_attention(*arrays, block_sizes=tiles, **options)
+    np.testing.assert_allclose(got, want, atol=1e-14)
+    # Queries of earlier steps never touch what comes after them.
+    first = 5 * step
+    query, *rest = arrays
+    got_late = attend(query, *(_poison(x, slice(first, None)) for x in rest))
+    np.testing.assert_array_equal(got_late[:, :first], got[:, :first])
+
+
+def _step_of_staircase(arrays):
+  query, key, value = arrays
+  b, t, _, h = query.shape
+  operands = _call.Operands(
+    query.reshape(b, t, key.shape[2], -1, h), key, value
+  )
+  spec = _call.Spec(1.0, _tiles.Band(after=0), None, None)
+  plan = _call.plan(operands, spec, cpu=True, backward=False)
+  assert plan.queries.block == 8 * plan.diagonal.block < t
+  return plan.diagonal.block
 
 
 _BANDS = [
