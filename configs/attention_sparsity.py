@@ -3,7 +3,7 @@
   python -m experiments.attention_sparsity \
     --config=configs/attention_sparsity.py:cpu --workdir=/tmp/sparsity
 
-cpu, 2 cores: about 3 minutes. Expect "reproduced": half-mass budgets grow like
+cpu, 2 cores: about a minute. Expect "reproduced": half-mass budgets grow like
 n^C with slopes .84, .62, .42, .25 for spreads s sqrt(log n), s = .5, .8, 1, 1.2
 (limits 1 - s^2/2 = .875, .68, .5, .28), less than n^0.1 for s = 1.6, and
 the error of k = n^0.8 falls where that of 16 and of 4 log n rises. smoke:

@@ -153,8 +153,10 @@ def half_mass_rows(
 def _half_mass(
   z: jax.Array, largest: jax.Array, sigma: jax.Array
 ) -> tuple[jax.Array, ...]:
-  total, squares = (jnp.exp(p * sigma * (z - largest[0])).sum() for p in (1, 2))
-  weights = jnp.exp(sigma * (largest - largest[0]))
+  # Not largest[0]: a slice of the list makes XLA sort the whole row.
+  top = z.max()
+  total, squares = (jnp.exp(p * sigma * (z - top)).sum() for p in (1, 2))
+  weights = jnp.exp(sigma * (largest - top))
   mass = jnp.cumsum(weights)
   whole = (mass < total / 2).sum()
   # NaN beyond the end of the list.
