@@ -4,7 +4,10 @@ Subpackages load on first use, so ``import jaxattn`` costs what ``import jax``
 costs:
 
 * :mod:`jaxattn.attention`: exact, top-k and later approximate attention.
+* :mod:`jaxattn.features`: polynomial and other feature maps, their moments.
 * :mod:`jaxattn.softmax`: online softmax, the machinery under exact attention.
+* :mod:`jaxattn.sketch`: sketches of vectors and of their tensor powers.
+* :mod:`jaxattn.ntk`: tangent kernels and their predictions.
 * :mod:`jaxattn.scaling`: slopes and other statistics of sweeps.
 * :mod:`jaxattn.numerics`: selection and other numerical helpers.
 * :mod:`jaxattn.models`: flax models and adapters (extra ``models``).
@@ -20,9 +23,12 @@ __all__ = [
   "__version__",
   "attention",
   "data",
+  "features",
   "models",
+  "ntk",
   "numerics",
   "scaling",
+  "sketch",
   "softmax",
 ]
 

@@ -5,7 +5,7 @@ here too: inside ``jax.shard_map`` every array has a set of mesh axes over which
 its value differs, and loops and gradients must keep that set.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -51,3 +51,22 @@ def sum_like(cotangent: jax.Array, primal: jax.Array) -> jax.Array:
   axes = tuple(sorted(varying_axes(cotangent) - varying_axes(primal)))
   total = lax.psum(cotangent, axes) if axes else cotangent
   return cast_varying(total, varying_axes(primal))
+
+
+def over_explicit_axes(
+  fn: Callable[..., Any], query: jax.Array
+) -> Callable[..., Any]:
+  """Lets the compiler place what ``fn`` does on a mesh with explicit axes.
+
+  Args:
+    fn: a function of batched arrays to arrays (B, T, N, ...).
+    query: (B, T, N, H); outputs are sharded over B, T and N as it is.
+
+  Returns:
+    ``fn``, or a wrapped ``fn`` if ``query`` lies on a mesh with explicit axes.
+  """
+  sharding = typeof(query).sharding
+  if AxisType.Explicit not in sharding.mesh.axis_types:
+    return fn
+  spec = jax.sharding.PartitionSpec(*sharding.spec[:3])
+  return auto_axes(fn, out_sharding=spec)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxattn import _checks, _compat
+from jaxattn import _checks
 from jaxattn.numerics._dtypes import accumulator
 
 # Axis of the queries in (B, K, G, T, ...).
@@ -69,25 +69,6 @@ def from_rows(x: jax.Array) -> jax.Array:
   """(B, K, G, T, ...) to (B, T, N, ...)."""
   x = jnp.moveaxis(x, _T, 1)
   return x.reshape(*x.shape[:2], -1, *x.shape[4:])
-
-
-def over_explicit_axes(
-  fn: Callable[..., Any], query: jax.Array
-) -> Callable[..., Any]:
-  """Lets the compiler place what ``fn`` does on a mesh with explicit axes.
-
-  Args:
-    fn: a function of batched arrays to arrays (B, T, N, ...).
-    query: (B, T, N, H); outputs are sharded over B, T and N as it is.
-
-  Returns:
-    ``fn``, or a wrapped ``fn`` if ``query`` lies on a mesh with explicit axes.
-  """
-  sharding = _compat.typeof(query).sharding
-  if _compat.AxisType.Explicit not in sharding.mesh.axis_types:
-    return fn
-  spec = jax.sharding.PartitionSpec(*sharding.spec[:3])
-  return _compat.auto_axes(fn, out_sharding=spec)
 
 
 def check_options(scale: Any, is_causal: bool, chunk_size: int | None) -> None:

@@ -37,7 +37,7 @@ from jax import lax
 from jax.scipy.special import log_ndtr, ndtri
 from jax.typing import ArrayLike
 
-from jaxattn import _checks
+from jaxattn import _checks, _compat
 from jaxattn.attention import _profile, _rows
 from jaxattn.numerics._dtypes import accumulator
 from jaxattn.scaling import fit_slope
@@ -442,7 +442,7 @@ def _sparsity_profile(
     fields = _profile_rows(call, t, k, chunk_size)
     return jax.tree.map(_rows.from_rows, fields)
 
-  profile = _rows.over_explicit_axes(profile, query)
+  profile = _compat.over_explicit_axes(profile, query)
   fields = profile(query, key, mask, scale, t)
   return jax.tree.map(lambda x: jnp.swapaxes(x, 1, 2), fields)
 

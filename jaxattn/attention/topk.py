@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxattn import _checks
+from jaxattn import _checks, _compat
 from jaxattn._dispatch import Branch, dispatch
 from jaxattn.attention import _rows
 from jaxattn.numerics import topk_merge
@@ -163,7 +163,7 @@ def topk_attention(
   )
   operands = (query, key, value, mask)
   operands = tuple(map(_checks.four_dims, operands))
-  attend = _rows.over_explicit_axes(attend, operands[0])
+  attend = _compat.over_explicit_axes(attend, operands[0])
   out = dispatch(implementation, {"xla": Branch(attend)}, *operands, scale)
   return out if sizes.batch else jax.tree.map(lambda x: x[0], out)
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from jaxattn.attention import BlockSizes, softmax_attention
 from jaxattn.softmax import _call, _tiles
 from tests._dense import dense_attention, value_and_vjp, visible
+from tests._jaxpr import array_sizes
 from tests._recompile import quick_jit
 
 # Blocks that leave a remainder in every length below, forward and backward.
@@ -513,23 +514,12 @@ def test_memory_is_linear_in_length(fn):
   assert long < 2 * 16384**2 * 4 / 50  # of all logits of the two heads
 
 
-def _array_sizes(jaxpr):
-  for eqn in jaxpr.eqns:
-    yield from (math.prod(v.aval.shape) for v in eqn.outvars)
-    for inner in jax.tree.leaves(
-      list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
-    ):
-      inner = getattr(inner, "jaxpr", inner)
-      if hasattr(inner, "eqns"):
-        yield from _array_sizes(inner)
-
-
 @pytest.mark.any_x64
 @pytest.mark.parametrize("fn", [_forward, _backward])
 def test_no_array_of_all_logits(fn):
   t = 8192
   shapes = [jax.ShapeDtypeStruct((1, t, 2, 16), jnp.float32)] * 3
-  sizes = list(_array_sizes(jax.make_jaxpr(fn)(*shapes).jaxpr))
+  sizes = array_sizes(fn, *shapes)
   # A tile is there, and nothing near (T, S): the walk saw the inner loops.
   assert 2**18 <= max(sizes) <= t * t / 16
 

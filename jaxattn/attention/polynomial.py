@@ -1,0 +1,276 @@
+r"""Softmax attention in almost linear time, for bounded logits.
+
+With :math:`S = \text{scale} \cdot Q K^\top`, :math:`|S_{ij}| \le R`, and a
+polynomial p of even degree g with :math:`|p(x) e^{-x} - 1| \le \varepsilon` on
+[-R, R],
+
+.. math::
+
+  \tilde A_{ij} = p(S_{ij}) = \sum_{|\alpha| \le g}
+    w_\alpha (\text{scale} \cdot q_i)^\alpha k_j^\alpha, \qquad
+  \tilde O = \operatorname{diag}(\tilde A 1)^{-1} \tilde A V
+
+needs :math:`m = \binom{H + g}{g}` features a token and no matrix of T x S.
+Each output is off by at most half the range of its value column times
+:math:`\varepsilon (1 + \varepsilon^2 / 4)`. Sources: arXiv 2302.13214 for the
+idea and its limits, arXiv 2402.04497 for the gradient; polynomials, bound and
+chunked causal form are this project's.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxattn import _checks, _compat
+from jaxattn._dispatch import Branch, dispatch
+from jaxattn.features import _chunks, _scan, maps
+from jaxattn.features.coefficients import polynomial_coefficients
+from jaxattn.features.moments import moment_attention
+from jaxattn.features.monomials import check_feature_count
+from jaxattn.numerics._dtypes import accumulator
+
+
+def polynomial_attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  *,
+  degree: int,
+  radius: float,
+  coefficients: str = "minimax",
+  sigma: float | None = None,
+  scale: float | jax.Array | None = None,
+  is_causal: bool = False,
+  key_mask: jax.Array | None = None,
+  local: str = "exact",
+  center_keys: bool | None = None,
+  key_shift: jax.Array | None = None,
+  backward: str = "surrogate",
+  sketch_dim: int | None = None,
+  rng: jax.Array | None = None,
+  allow_odd: bool = False,
+  chunk_size: int | None = None,
+  implementation: str | None = None,
+  precision: lax.PrecisionLike = None,
+) -> jax.Array:
+  r"""Softmax attention with exp replaced by a polynomial, in linear time.
+
+  Worth it when T and S exceed about 4 C(H + g, g), so for many small heads: at
+  H = 8 and degree 2 from 500 tokens on, at H = 64 from 5000. What error to
+  expect: :func:`jaxattn.features.attention_error_bound` of
+  :func:`jaxattn.features.polynomial_error`. How large logits are:
+  :func:`jaxattn.attention.logit_radius`. Nothing checks that they stay within
+  the radius; with an even degree weights stay positive beyond it.
+
+  A common shift of all keys changes no softmax, so that non-causal calls
+  subtract the mean of the keys first, which makes logits smaller.
+
+  Args:
+    query: (B, T, N, H), or (T, N, H) without a batch; floating.
+    key: (B, S, K, H). K divides N: each key head serves N / K query heads.
+    value: (B, S, K, Hv).
+    degree: g, even, at least 0; see ``allow_odd``.
+    radius: R > 0, bound on the logits after the shift of the keys; a static
+      number.
+    coefficients: ``"minimax"``, ``"taylor"`` or ``"gaussian"``, as in
+      :func:`jaxattn.features.polynomial_coefficients`.
+    sigma: spread of the logits, for ``"gaussian"``.
+    scale: factor on the logits; None = 1 / sqrt(H). May be traced.
+    is_causal: query t sees keys 0 to t.
+    key_mask: boolean (B, S); True = attend. Of an arbitrary (T, S) mask or bias
+      nothing in linear time can make use.
+    local: weights of the pairs inside a chunk of causal attention: ``"exact"``
+      takes exp, which costs the same, ``"polynomial"`` p, so that the result is
+      that of p everywhere and does not depend on ``chunk_size``.
+    center_keys: subtract the mean of the keys that the mask shows. None = where
+      that leaks nothing, which is without ``is_causal`` or ``key_shift``.
+    key_shift: (K, H) subtracted from the keys, a constant of the model; may be
+      used with ``is_causal``.
+    backward: ``"surrogate"`` is the gradient of what the forward computes.
+      ``"closed_form"`` puts the approximate weights into the exact formula:
+      closer to the gradient of exact attention at an equal degree, but H times
+      dearer, and not the gradient of this function.
+    sketch_dim: None, or number of random features to take instead of all
+      monomials, for large H: unbiased, with a relative error of about
+      1 / sqrt(sketch_dim) of |q|^g |k|^g. Weights can be negative. Needs
+      ``rng``.
+    rng: key of the sketch.
+    allow_odd: permit odd degrees, whose weights change sign just left of -R.
+    chunk_size: tokens at a time; None = chosen from sizes.
+    implementation: None or "xla".
+    precision: of the matrix products.
+
+  Returns:
+    (B, T, N, Hv) of the dtype of ``query``; 0 for a query that sees no key.
+
+  Raises:
+    ValueError: if shapes, dtypes or options do not fit, for instance "degree
+      must be even unless allow_odd=True, got 3".
+
+  Cost:
+    (T + S) m (Hv + 1) multiply-adds a head with m = C(H + g, g), and T c
+    (H + Hv) more in causal calls with chunks of c = 128; the gradient about
+    twice that. O(T + S) memory and m (Hv + 1) a head.
+
+  Source:
+    arXiv 2302.13214, theorem 1.1; arXiv 2402.04497, theorem 1.3, for
+    ``backward="closed_form"``; arXiv 2310.01655 for sketched features.
+
+  Example:
+    >>> import jax
+    >>> from jaxattn.attention import softmax_attention
+    >>> q, k, v = 0.5 * jax.random.normal(jax.random.key(0), (3, 1, 64, 2, 8))
+    >>> out = polynomial_attention(q, k, v, degree=4, radius=1.0)
+    >>> bool(abs(out - softmax_attention(q, k, v)).max() < 1e-3)
+    True
+  """
+  arrays = tuple(map(jnp.asarray, (query, key, value)))
+  key_mask = None if key_mask is None else jnp.asarray(key_mask)
+  sizes = _checks.check_attention(*arrays, key_mask=key_mask)
+  _check_degree(degree, allow_odd, sizes.head_dim, sketch_dim)
+  _checks.check_choice("is_causal", is_causal, (False, True))
+  _checks.check_choice("local", local, ("exact", "polynomial"))
+  _checks.check_choice("backward", backward, ("surrogate", "closed_form"))
+  if scale is not None:
+    _checks.check_scalar("scale", scale)
+  if chunk_size is not None:
+    _checks.check_integer("chunk_size", chunk_size, 1, None)
+  center_keys = _check_shift(center_keys, key_shift, is_causal)
+  if key_shift is not None:
+    key_shift = jnp.asarray(key_shift, arrays[1].dtype)
+    shape = (sizes.num_kv_heads, sizes.head_dim)
+    _checks.check_shape("key_shift", key_shift, shape, "(K, H)")
+  _check_sketch(sketch_dim, rng, local, backward, is_causal)
+  _checks.check_choice(
+    "coefficients", coefficients, ("minimax", "taylor", "gaussian")
+  )
+  polynomial = polynomial_coefficients(
+    degree, radius, kind=coefficients, sigma=sigma
+  )
+  spec = _chunks.Spec(
+    coefficients=tuple(map(float, polynomial)),
+    exact_local=is_causal and local == "exact",
+    closed_form=backward == "closed_form",
+    is_causal=is_causal,
+    chunk_size=chunk_size,
+    precision=precision,
+  )
+  arrays = tuple(map(_checks.four_dims, arrays))
+  if key_mask is not None:
+    key_mask = key_mask.reshape(arrays[1].shape[:2])
+  attend = functools.partial(
+    _polynomial_attention,
+    spec=spec,
+    center_keys=center_keys,
+    sketch_dim=sketch_dim,
+  )
+  attend = _compat.over_explicit_axes(attend, arrays[0])
+  branches = {"xla": Branch(attend)}
+  operands = (*arrays, scale, key_mask, key_shift, rng)
+  out = dispatch(implementation, branches, *operands)
+  return out if sizes.batch else out[0]
+
+
+def _check_degree(
+  degree: Any, allow_odd: bool, dim: int, sketch_dim: int | None
+) -> None:
+  _checks.check_integer("degree", degree, 0, None)
+  _checks.check_choice("allow_odd", allow_odd, (False, True))
+  if degree % 2 and not allow_odd:
+    raise ValueError(
+      f"degree must be even unless allow_odd=True, got {degree}: weights of an "
+      "odd degree change sign"
+    )
+  if sketch_dim is None:
+    check_feature_count(dim, degree)
+
+
+def _check_shift(
+  center_keys: bool | None, key_shift: Any, is_causal: bool
+) -> bool:
+  _checks.check_choice("center_keys", center_keys, (None, False, True))
+  if center_keys and is_causal:
+    raise ValueError(
+      "center_keys must not be True with is_causal=True: the mean of all keys "
+      "would tell of the future; pass a constant key_shift"
+    )
+  if center_keys and key_shift is not None:
+    raise ValueError("center_keys must not be True with a key_shift")
+  if center_keys is None:
+    return not is_causal and key_shift is None
+  return center_keys
+
+
+def _check_sketch(
+  sketch_dim: Any, rng: Any, local: str, backward: str, is_causal: bool
+) -> None:
+  if sketch_dim is None:
+    if rng is not None:
+      raise ValueError("rng must be None without sketch_dim")
+    return
+  _checks.check_integer("sketch_dim", sketch_dim, 1, None)
+  if rng is None:
+    raise ValueError(f"rng is required when sketch_dim={sketch_dim}")
+  if backward != "surrogate":
+    raise ValueError(
+      f"backward must be 'surrogate' with a sketch, got {backward!r}"
+    )
+  if is_causal and local == "exact":
+    raise ValueError("local must be 'polynomial' with a sketch, got 'exact'")
+
+
+@functools.partial(
+  jax.jit, static_argnames=("spec", "center_keys", "sketch_dim")
+)
+def _polynomial_attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  scale: Any,
+  key_mask: jax.Array | None,
+  key_shift: jax.Array | None,
+  rng: jax.Array | None,
+  *,
+  spec: _chunks.Spec,
+  center_keys: bool,
+  sketch_dim: int | None,
+) -> jax.Array:
+  dtype = accumulator(query.dtype)
+  q, k, v = (x.astype(dtype) for x in (query, key, value))
+  if key_shift is not None:
+    k -= key_shift.astype(dtype)[None, None]
+  k = _chunks.hide(k, key_mask)
+  if center_keys:
+    k = _chunks.hide(k - _mean(k, key_mask), key_mask)
+  scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+  scale = jnp.asarray(scale, dtype)
+  if sketch_dim is not None:
+    assert rng is not None
+    assert spec.coefficients is not None
+    sketch = maps.sketched_map(rng, q.shape[-1], spec.coefficients, sketch_dim)
+    phi_q, phi_k = (maps.apply_feature_map(sketch, x) for x in (q * scale, k))
+    out = moment_attention(
+      phi_q,
+      phi_k,
+      v,
+      key_mask=key_mask,
+      is_causal=spec.is_causal,
+      chunk_size=spec.chunk_size,
+      precision=spec.precision,
+    )
+  else:
+    v = _chunks.hide(_chunks.ones_column(v), key_mask)
+    out = _scan.attend(q * scale, k, v, spec)
+  return out.astype(query.dtype)
+
+
+def _mean(key: jax.Array, key_mask: jax.Array | None) -> jax.Array:
+  """Mean (B, 1, K, H) of the keys that are seen; the others are 0."""
+  if key_mask is None:
+    return key.mean(1, keepdims=True)
+  seen = jnp.maximum(key_mask.sum(1, dtype=key.dtype), 1)
+  return key.sum(1, keepdims=True) / seen[:, None, None, None]

@@ -1,0 +1,213 @@
+"""Pieces of prefix sums of features: blocks of features, chunks of tokens."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxattn import _compat
+from jaxattn.features import monomials
+
+# Features of a chunk, all heads of a group together: 4 MiB of float32.
+CHUNK_FEATURES = 1 << 20
+MIN_CHUNK, _MAX_CHUNK = 256, 2048
+_CAUSAL_CHUNK = 128
+
+
+# Features, cut along m.
+Blocks = tuple[jax.Array, ...]
+
+
+class Spec(NamedTuple):
+  """Static facts of one call.
+
+  Attributes:
+    coefficients: of the polynomial kernel; None = inputs are features already,
+      and the kernel is their inner product.
+    exact_local: use exp for pairs inside a chunk of causal attention.
+    closed_form: put the weights into the exact formula of the gradient, instead
+      of differentiating the kernel; right for a kernel near exp.
+    is_causal: query t sees keys 0 to t.
+    normalize: divide by the sum of weights.
+    min_denominator: least size of that sum.
+    chunk_size: tokens at a time; None = chosen from sizes.
+    precision: of the matrix products.
+  """
+
+  coefficients: tuple[float, ...] | None = None
+  exact_local: bool = False
+  closed_form: bool = False
+  is_causal: bool = False
+  normalize: bool = True
+  min_denominator: float = 0.0
+  chunk_size: int | None = None
+  precision: Any = None
+
+  def features(self, x: jax.Array) -> tuple[jax.Array, ...]:
+    """(..., d, c) -> blocks of (..., m, c)."""
+    if self.coefficients is None:
+      return (x,)
+    return monomials.monomial_blocks(x, len(self.coefficients) - 1)
+
+  def num_features(self, dim: int) -> int:
+    """M, from d."""
+    if self.coefficients is None:
+      return dim
+    return monomials.feature_count(dim, len(self.coefficients) - 1)
+
+  def weigh(self, moments: jax.Array, dim: int) -> jax.Array:
+    """Multiplies (..., m, v) by the weights of the features."""
+    if self.coefficients is None:
+      return moments
+    weights = monomials.monomial_weights(dim, self.coefficients)
+    return moments * jnp.asarray(weights, moments.dtype).reshape(
+      (1,) * (moments.ndim - 2) + (-1, 1)
+    )
+
+  def local(self, logits: jax.Array) -> jax.Array:
+    """The kernel of a pair inside a chunk, from its inner product."""
+    if self.exact_local:
+      return jnp.exp(logits)
+    if self.coefficients is None:
+      return logits
+    total = jnp.full_like(logits, self.coefficients[-1])
+    for c in self.coefficients[-2::-1]:
+      total = total * logits + jnp.asarray(c, logits.dtype)
+    return total
+
+
+def local_weights(q: jax.Array, k: jax.Array, spec: Spec) -> jax.Array:
+  """(P, G, c, c) kernel of the pairs in a chunk, 0 above the diagonal."""
+  logits = products("pdgt,pds->pgts", q, k, spec)
+  return lower(spec.local(lower(logits)))
+
+
+def lower(x: jax.Array) -> jax.Array:
+  """Zero above the diagonal, where logits may be large."""
+  return jnp.where(jnp.tri(x.shape[-1], dtype=bool)[None, None], x, 0)
+
+
+def moments(key: jax.Array, value: jax.Array, spec: Spec) -> jax.Array:
+  """(P, d, S), (P, v, S) -> (P, m, v), unweighted."""
+  chunk, num = chunk_sizes(key, spec)
+  key, value = (fit(x, chunk * num, 2) for x in (key, value))
+
+  def step(total: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
+    k, v = (at(x, i, chunk) for x in (key, value))
+    return total + outer(spec.features(k), v, spec), None
+
+  shape = (key.shape[0], spec.num_features(key.shape[1]), value.shape[1])
+  start = zeros(shape, key, value)
+  return scan(step, start, num)[0]
+
+
+def sums(query: jax.Array, weighted: jax.Array, spec: Spec) -> jax.Array:
+  """(P, d, G, T), (P, m, v) -> (P, v, G, T)."""
+  p, d, g, t = query.shape
+  query = query.reshape(p, d, g * t)
+  chunk, num = chunk_sizes(query, spec)
+  query = fit(query, chunk * num, 2)
+
+  def step(_: None, i: jax.Array) -> tuple[None, jax.Array]:
+    return None, project(weighted, spec.features(at(query, i, chunk)), spec)
+
+  out = join(scan(step, None, num)[1], g * t)
+  return out.reshape(p, -1, g, t)
+
+
+def flat(x: jax.Array) -> jax.Array:
+  """(P, a, G, c) -> (P, a, G * c)."""
+  return x.reshape(*x.shape[:2], -1)
+
+
+def products(how: str, a: jax.Array, b: jax.Array, spec: Spec) -> jax.Array:
+  return jnp.einsum(how, a, b, precision=spec.precision)
+
+
+def outer(phi: Blocks, v: jax.Array, spec: Spec) -> jax.Array:
+  """Blocks of (P, m, c), (P, v, c) -> (P, m, v)."""
+  parts = [products("pmc,pvc->pmv", x, v, spec) for x in phi]
+  return jnp.concatenate(parts, 1)
+
+
+def project(weighted: jax.Array, phi: Blocks, spec: Spec) -> jax.Array:
+  """(P, m, v), blocks of (P, m, c) -> (P, v, c)."""
+  parts = zip(_split(weighted, phi), phi, strict=True)
+  totals = [products("pmv,pmc->pvc", w, x, spec) for w, x in parts]
+  return functools.reduce(jnp.add, totals)
+
+
+def back(weighted: jax.Array, v: jax.Array, phi: Blocks, spec: Spec) -> Blocks:
+  """(P, m, v), (P, v, c) -> blocks of (P, m, c), like ``phi``."""
+  parts = _split(weighted, phi)
+  return tuple(products("pmv,pvc->pmc", w, v, spec) for w in parts)
+
+
+def _split(weighted: jax.Array, phi: Blocks) -> list[jax.Array]:
+  ends = np.cumsum([x.shape[1] for x in phi])[:-1]
+  return jnp.split(weighted, ends, axis=1)
+
+
+def chunk_sizes(x: jax.Array, spec: Spec) -> tuple[int, int]:
+  """Tokens in a chunk of x (P, d, L), and number of chunks."""
+  p, d, length = x.shape
+  chunk = spec.chunk_size
+  if chunk is None and spec.is_causal:
+    chunk = _CAUSAL_CHUNK
+  elif chunk is None:
+    chunk = CHUNK_FEATURES // (p * spec.num_features(d))
+    chunk = max(MIN_CHUNK, min(_MAX_CHUNK, chunk))
+  num = -(-length // chunk)
+  # Even chunks, so that little is padded.
+  return -(-length // num), num
+
+
+def fit(x: jax.Array, size: int, axis: int) -> jax.Array:
+  """Cuts ``axis`` to a size, or pads it with zeros."""
+  x = lax.slice_in_dim(x, 0, min(size, x.shape[axis]), axis=axis)
+  pad = [(0, size - n if i == axis else 0) for i, n in enumerate(x.shape)]
+  return jnp.pad(x, pad) if size > x.shape[axis] else x
+
+
+def fit_all(size: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+  return tuple(fit(x, size, x.ndim - 1) for x in arrays)
+
+
+def at(x: jax.Array, i: jax.Array, chunk: int) -> jax.Array:
+  """Chunk ``i`` of the last axis."""
+  return lax.dynamic_slice_in_dim(x, i * chunk, chunk, x.ndim - 1)
+
+
+def join(chunks: jax.Array, size: int) -> jax.Array:
+  """(num, ..., c) -> (..., size)."""
+  x = jnp.moveaxis(chunks, 0, -2)
+  return x.reshape(*x.shape[:-2], -1)[..., :size]
+
+
+def scan(step: Any, start: Any, num: int, reverse: bool = False) -> Any:
+  if num == 1:
+    carry, y = step(start, jnp.int32(0))
+    return carry, jax.tree.map(lambda z: z[None], y)
+  steps = jnp.arange(num, dtype=jnp.int32)
+  return lax.scan(step, start, steps, reverse=reverse)
+
+
+def zeros(shape: tuple[int, ...], *like: jax.Array) -> jax.Array:
+  return _compat.full_varying(
+    shape, 0, like[0].dtype, _compat.varying_axes(like)
+  )
+
+
+def ones_column(value: jax.Array) -> jax.Array:
+  """Values (..., S, K, Hv) with a column of ones behind."""
+  return jnp.concatenate([value, jnp.ones_like(value[..., :1])], -1)
+
+
+def hide(x: jax.Array, key_mask: jax.Array | None) -> jax.Array:
+  """0 in (B, S, K, ...) where a key mask (B, S) is False, NaN included."""
+  if key_mask is None:
+    return x
+  return jnp.where(key_mask[..., None, None], x, 0)

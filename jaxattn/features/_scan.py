@@ -1,0 +1,158 @@
+r"""Attention whose kernel is an inner product of features, by prefix sums.
+
+With features :math:`\phi`, weights w and values extended by a column of ones,
+
+.. math::
+
+  S = \sum_j \phi(k_j) [v_j, 1]^\top, \qquad
+  [n_i, d_i] = \phi(q_i)^\top (w \circ S), \qquad o_i = n_i / d_i,
+
+in time linear in the number of tokens. Causal attention keeps S of the chunks
+before, and takes the pairs inside a chunk one by one. Features exist for one
+chunk at a time, in the gradient too: the backward rule computes them again.
+
+Arrays are held features first, for P pairs of batch element and key head and G
+query heads to each: query (P, d, G, T), key (P, d, S), value (P, v, S) with the
+row of ones last, S as (P, m, v).
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxattn import _compat
+from jaxattn.features import _chunks, _scan_grad
+from jaxattn.features._chunks import Spec
+
+
+def attend(
+  query: jax.Array, key: jax.Array, value: jax.Array, spec: Spec
+) -> jax.Array:
+  """Attention in the public layout, all in the accumulation dtype.
+
+  Args:
+    query: (B, T, N, d), scaled.
+    key: (B, S, K, d), 0 where hidden.
+    value: (B, S, K, v), with the column of ones last; 0 where hidden.
+    spec: static facts.
+
+  Returns:
+    (B, T, N, v - 1); 0 for a query that sees no key.
+  """
+  b, t, n, d = query.shape
+  kv, g = key.shape[2], n // key.shape[2]
+  if spec.is_causal:
+    # Keys behind the last query are seen by nobody.
+    key, value = (_chunks.fit(x, t, 1) for x in (key, value))
+  query = query.reshape(b, t, kv, g, d).transpose(0, 2, 4, 3, 1)
+  query = query.reshape(b * kv, d, g, t)
+  key, value = (
+    x.transpose(0, 2, 3, 1).reshape(b * kv, x.shape[-1], -1)
+    for x in (key, value)
+  )
+  out = _over_groups(query, key, value, spec)
+  out = out.reshape(b, kv, -1, g, t).transpose(0, 4, 1, 3, 2)
+  return out.reshape(b, t, n, -1)
+
+
+def _over_groups(
+  query: jax.Array, key: jax.Array, value: jax.Array, spec: Spec
+) -> jax.Array:
+  """Group by group, so that the features of a chunk stay in cache."""
+  pairs, d = key.shape[:2]
+  smallest = spec.chunk_size or _chunks.MIN_CHUNK
+  size = spec.num_features(d) * smallest * query.shape[2]
+  at_most = max(1, _chunks.CHUNK_FEATURES // size)
+  group = max(n for n in range(1, min(pairs, at_most) + 1) if pairs % n == 0)
+  if group == pairs:
+    return _attend(query, key, value, spec)
+  arrays = [x.reshape(-1, group, *x.shape[1:]) for x in (query, key, value)]
+  out = lax.map(lambda x: _attend(*x, spec), tuple(arrays))
+  return out.reshape(pairs, *out.shape[2:])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _attend(
+  query: jax.Array, key: jax.Array, value: jax.Array, spec: Spec
+) -> jax.Array:
+  """(P, d, G, T), (P, d, S), (P, v, S) -> (P, v - 1, G, T)."""
+  return _attend_fwd(query, key, value, spec)[0]
+
+
+def _attend_fwd(
+  query: jax.Array, key: jax.Array, value: jax.Array, spec: Spec
+) -> tuple[jax.Array, Any]:
+  if spec.is_causal:
+    total, summed = None, _causal_sums(query, key, value, spec)
+  else:
+    total = _chunks.moments(key, value, spec)
+    summed = _chunks.sums(query, spec.weigh(total, key.shape[1]), spec)
+  out, denominator = _divide(summed, spec)
+  return out, (query, key, value, total, out, denominator)
+
+
+def _attend_bwd(
+  spec: Spec, residuals: Any, cotangent: jax.Array
+) -> tuple[jax.Array, ...]:
+  query, key, value, total, out, denominator = residuals
+  summed = _divide_bwd(cotangent, out, denominator, spec)
+  if spec.is_causal:
+    grads = _scan_grad.causal_bwd(query, key, value, summed, spec)
+  else:
+    grads = _scan_grad.full_bwd(query, key, value, total, summed, spec)
+  primals = query, key, value
+  return tuple(map(_compat.sum_like, grads, primals))
+
+
+_attend.defvjp(_attend_fwd, _attend_bwd)
+
+
+def _divide(summed: jax.Array, spec: Spec) -> tuple[jax.Array, jax.Array]:
+  """(P, v, G, T) sums to outputs and the denominators that were used."""
+  out, denominator = summed[:, :-1], summed[:, -1:]
+  if not spec.normalize:
+    return out, jnp.ones_like(denominator)
+  floor = jnp.asarray(spec.min_denominator, summed.dtype)
+  small = jnp.abs(denominator) < floor
+  least = jnp.where(denominator < 0, -floor, floor)
+  denominator = jnp.where(small, least, denominator)
+  # Nothing seen: no weights, and 0 for an output.
+  safe = jnp.where(denominator == 0, 1, denominator)
+  return out / safe, safe
+
+
+def _divide_bwd(
+  cotangent: jax.Array, out: jax.Array, denominator: jax.Array, spec: Spec
+) -> jax.Array:
+  """Cotangent of the sums (P, v, G, T)."""
+  if not spec.normalize:
+    return jnp.concatenate([cotangent, jnp.zeros_like(cotangent[:, :1])], 1)
+  last = -(cotangent * out).sum(1, keepdims=True)
+  # A denominator at its floor is a constant.
+  floor = jnp.asarray(spec.min_denominator, out.dtype)
+  last = jnp.where(jnp.abs(denominator) <= floor, 0, last)
+  return jnp.concatenate([cotangent, last], 1) / denominator
+
+
+def _causal_sums(
+  query: jax.Array, key: jax.Array, value: jax.Array, spec: Spec
+) -> jax.Array:
+  size, d = query.shape[3], key.shape[1]
+  chunk, num = _chunks.chunk_sizes(key, spec)
+  query, key, value = _chunks.fit_all(chunk * num, query, key, value)
+
+  def step(total: jax.Array, i: jax.Array) -> tuple[jax.Array, jax.Array]:
+    q, k, v = (_chunks.at(x, i, chunk) for x in (query, key, value))
+    phi = spec.features(_chunks.flat(q))
+    before = _chunks.project(spec.weigh(total, d), phi, spec)
+    weights = _chunks.local_weights(q, k, spec)
+    inside = _chunks.products("pvs,pgts->pvgt", v, weights, spec)
+    total = total + _chunks.outer(spec.features(k), v, spec)
+    return total, before.reshape(inside.shape) + inside
+
+  shape = (key.shape[0], spec.num_features(d), value.shape[1])
+  start = _chunks.zeros(shape, query, key, value)
+  return _chunks.join(_chunks.scan(step, start, num)[1], size)

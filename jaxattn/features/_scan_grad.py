@@ -1,0 +1,152 @@
+"""Gradients of attention by prefix sums of features."""
+
+from typing import Any
+
+import jax
+
+from jaxattn.features import _chunks
+from jaxattn.features._chunks import Blocks, Spec
+
+
+def full_bwd(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  total: jax.Array,
+  summed: jax.Array,
+  spec: Spec,
+) -> tuple[jax.Array, ...]:
+  p, d, g, t = query.shape
+  rows = query.reshape(p, d, g * t), summed.reshape(p, -1, g * t)
+  if spec.closed_form:
+    total = _chunks.moments(key, _pairs(key, value), spec)
+  d_query, _, d_total = _pull(*rows, spec.weigh(total, d), spec)
+  d_total = spec.weigh(d_total, d)
+  if spec.closed_form:
+    pairs = spec.weigh(_chunks.moments(rows[0], _pairs(*rows), spec), d)
+    d_key, *_ = _pull(key, value, pairs, spec)
+    d_value = _chunks.sums(key[:, :, None], d_total, spec)[:, :, 0]
+  else:
+    d_key, d_value, _ = _pull(key, value, d_total, spec)
+  return d_query.reshape(query.shape), d_key, d_value
+
+
+def _pull(
+  x: jax.Array, v: jax.Array, weighted: jax.Array, spec: Spec
+) -> tuple[jax.Array, ...]:
+  """What the features of x are good for in the gradient, chunk by chunk.
+
+  Args:
+    x: (P, d, L).
+    v: (P, v, L).
+    weighted: (P, m, v), or (P, m, d * v) for the closed form.
+    spec: static facts.
+
+  Returns:
+    Gradient (P, d, L) of ``sum_c phi(x_c) . weighted . v_c``, the sums
+    ``weighted^T phi(x)``, and the moments (P, m, v) of x and v.
+  """
+  size = x.shape[2]
+  chunk, num = _chunks.chunk_sizes(x, spec)
+  x, v = (_chunks.fit(y, chunk * num, 2) for y in (x, v))
+
+  def step(total: jax.Array, i: jax.Array) -> tuple[jax.Array, Any]:
+    x_chunk, v_chunk = _chunks.at(x, i, chunk), _chunks.at(v, i, chunk)
+    d_x, sums, phi = _pull_chunk(x_chunk, v_chunk, weighted, spec)
+    return total + _chunks.outer(phi, v_chunk, spec), (d_x, sums)
+
+  start = _chunks.zeros((*weighted.shape[:2], v.shape[1]), x, v, weighted)
+  total, parts = _chunks.scan(step, start, num)
+  return *(_chunks.join(y, size) for y in parts), total
+
+
+def _pull_chunk(
+  x: jax.Array, v: jax.Array, weighted: jax.Array, spec: Spec
+) -> tuple[jax.Array, jax.Array, Blocks]:
+  phi, pull = jax.vjp(spec.features, x)
+  sums = _chunks.project(weighted, phi, spec)
+  if spec.closed_form:
+    # The derivative of exp is exp: weights, times the other vector of a pair.
+    by_dim = sums.reshape(*x.shape[:2], *v.shape[1:])
+    return (by_dim * v[:, None]).sum(2), sums, phi
+  return pull(_chunks.back(weighted, v, phi, spec))[0], sums, phi
+
+
+def _pairs(x: jax.Array, v: jax.Array) -> jax.Array:
+  """(P, d, L), (P, v, L) -> (P, d * v, L)."""
+  pairs = x[:, :, None] * v[:, None]
+  return pairs.reshape(x.shape[0], -1, x.shape[2])
+
+
+def _values(x: jax.Array, v: jax.Array) -> jax.Array:
+  del x
+  return v
+
+
+def causal_bwd(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  summed: jax.Array,
+  spec: Spec,
+) -> tuple[jax.Array, ...]:
+  size, d = query.shape[3], key.shape[1]
+  chunk, num = _chunks.chunk_sizes(key, spec)
+  query, key, value, summed = _chunks.fit_all(
+    chunk * num, query, key, value, summed
+  )
+  # What the features are multiplied with: for keys first, for values last.
+  columns = (_pairs, _values) if spec.closed_form else (_values,)
+  starts = tuple(
+    _chunks.zeros(
+      (key.shape[0], spec.num_features(d), column(key, value).shape[1]),
+      *(query, key, value, summed),
+    )
+    for column in columns
+  )
+
+  def forward(total: jax.Array, i: jax.Array) -> tuple[jax.Array, jax.Array]:
+    q, k, v, dy = (_chunks.at(x, i, chunk) for x in (query, key, value, summed))
+    weighted = spec.weigh(total, d)
+    d_q, *_ = _pull_chunk(_chunks.flat(q), _chunks.flat(dy), weighted, spec)
+    total = total + _chunks.outer(spec.features(k), columns[0](k, v), spec)
+    return total, d_q.reshape(q.shape)
+
+  def backward(
+    totals: tuple[jax.Array, ...], i: jax.Array
+  ) -> tuple[Any, tuple[jax.Array, ...]]:
+    q, k, v, dy = (_chunks.at(x, i, chunk) for x in (query, key, value, summed))
+    d_q, d_k, d_v = _local_bwd(q, k, v, dy, spec)
+    weighted = [spec.weigh(x, d) for x in totals]
+    d_k_before, _, phi = _pull_chunk(k, v, weighted[0], spec)
+    d_v += _chunks.project(weighted[-1], phi, spec)
+    q, dy = _chunks.flat(q), _chunks.flat(dy)
+    phi = spec.features(q)
+    totals = tuple(
+      total + _chunks.outer(phi, column(q, dy), spec)
+      for total, column in zip(totals, columns, strict=True)
+    )
+    return totals, (d_q, d_k + d_k_before, d_v)
+
+  d_query = _chunks.scan(forward, starts[0], num)[1]
+  grads = _chunks.scan(backward, starts, num, reverse=True)[1]
+  return tuple(_chunks.join(x, size) for x in (d_query + grads[0], *grads[1:]))
+
+
+def _local_bwd(
+  q: jax.Array, k: jax.Array, v: jax.Array, dy: jax.Array, spec: Spec
+) -> tuple[jax.Array, ...]:
+  """Gradients of q, k and v from the pairs in a chunk."""
+  logits = _chunks.lower(_chunks.products("pdgt,pds->pgts", q, k, spec))
+  weights, pull = jax.vjp(spec.local, logits)
+  weights = _chunks.lower(weights)
+  d_weights = _chunks.lower(_chunks.products("pvs,pvgt->pgts", v, dy, spec))
+  if spec.closed_form:
+    d_logits = weights * d_weights
+  else:
+    d_logits = pull(d_weights)[0]
+  return (
+    _chunks.products("pgts,pds->pdgt", d_logits, k, spec),
+    _chunks.products("pgts,pdgt->pds", d_logits, q, spec),
+    _chunks.products("pvgt,pgts->pvs", dy, weights, spec),
+  )

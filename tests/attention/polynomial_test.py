@@ -1,0 +1,448 @@
+"""Polynomial attention: its dense formula, its error bound, its gradients."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxattn.attention import polynomial_attention, softmax_attention
+from jaxattn.features import (
+  attention_error_bound,
+  polynomial_coefficients,
+  polynomial_error,
+)
+from tests._dense import dense_attention, value_and_vjp, visible
+from tests._jaxpr import array_sizes
+from tests._recompile import no_recompilation
+
+
+def _uniform(*shape, low=-1.0, high=1.0, seed=0):
+  return np.random.default_rng(seed).uniform(low, high, shape)
+
+
+def _inputs(n, dim, bound=1.0, heads=(1, 1), value_dim=None):
+  shapes = [(1, n, h, dim) for h in (heads[0], *heads[1:] * 2)]
+  arrays = [_uniform(*x, seed=i) * bound for i, x in enumerate(shapes)]
+  if value_dim is not None:
+    arrays[2] = _uniform(1, n, heads[1], value_dim, seed=9)
+  return list(map(jnp.asarray, arrays))
+
+
+def _weights(query, key, polynomial, seen=True, scale=None):
+  """(B, N, T, S) values of the polynomial, 0 where hidden."""
+  key = jnp.repeat(key, query.shape[2] // key.shape[2], 2)
+  scale = query.shape[-1] ** -0.5 if scale is None else scale
+  logits = scale * jnp.einsum("btnh,bsnh->bnts", query, key)
+  powers = [c * logits**j for j, c in enumerate(polynomial)]
+  return jnp.where(seen, functools.reduce(jnp.add, powers), 0)
+
+
+def _mean(weights, value):
+  value = jnp.repeat(value, weights.shape[1] // value.shape[2], 2)
+  weights = weights / weights.sum(-1, keepdims=True)
+  return jnp.einsum("bnts,bsnh->btnh", weights, value)
+
+
+def _centered(key):
+  return key - key.mean(1, keepdims=True)
+
+
+# --- values ---
+
+
+@pytest.mark.parametrize("degree", [2, 4, 6, 8])
+def test_error_is_within_the_bound(degree):
+  for bound in (0.5, 1.0, 1.5, 2.0):
+    query, key, value = _inputs(400, 4, bound)
+    logits = jnp.einsum("btnh,bsnh->bnts", query, _centered(key)) / 2
+    radius = float(jnp.abs(logits).max())
+    polynomial = polynomial_coefficients(degree, radius)
+    got = polynomial_attention(query, key, value, degree=degree, radius=radius)
+    dense = _mean(_weights(query, _centered(key), polynomial), value)
+    np.testing.assert_allclose(got, dense, atol=1e-12)
+    error = jnp.abs(got - softmax_attention(query, key, value))[0, :, 0]
+    eps = polynomial_error(polynomial, radius)
+    # Without an error below 1 nothing is promised.
+    if eps < 1:
+      assert (error.max(0) <= attention_error_bound(eps, value)[0, 0]).all()
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (4, 2)])
+def test_causal_equals_the_masked_formula(heads):
+  n, chunk = 257, 64
+  query, key, value = _inputs(n, 4, heads=heads, value_dim=3)
+  polynomial = polynomial_coefficients(4, 2.0)
+  call = functools.partial(
+    polynomial_attention, degree=4, radius=2.0, is_causal=True, chunk_size=chunk
+  )
+  seen = visible(n, n, is_causal=True)[None, None]
+  weights = _weights(query, key, polynomial, seen)
+  got = call(query, key, value, local="polynomial")
+  np.testing.assert_allclose(got, _mean(weights, value), atol=1e-12)
+  # 257 tokens in 5 chunks of 52; inside them exp.
+  same = np.arange(n) // 52
+  same = same[:, None] == same[None]
+  exact = jnp.where(seen, jnp.exp(_weights(query, key, [0.0, 1.0])), 0)
+  mixed = jnp.where(same[None, None], exact, weights)
+  got = call(query, key, value)
+  np.testing.assert_allclose(got, _mean(mixed, value), atol=1e-12)
+
+
+@pytest.mark.parametrize("local", ["exact", "polynomial"])
+def test_the_future_changes_no_bit_of_the_past(local):
+  query, key, value = _inputs(257, 4)
+  call = functools.partial(
+    polynomial_attention,
+    degree=2,
+    radius=2.0,
+    is_causal=True,
+    local=local,
+    chunk_size=64,
+  )
+  now = 100
+  later = (jnp.arange(257) > now)[None, :, None, None]
+  changed = [jnp.where(later, 3 * x + 1, x) for x in (key, value)]
+  before, after = call(query, key, value), call(query, *changed)
+  np.testing.assert_array_equal(before[:, : now + 1], after[:, : now + 1])
+  assert (before[:, now + 1 :] != after[:, now + 1 :]).any()
+
+
+def test_degenerate_cases():
+  query, key, value = _inputs(50, 4, heads=(2, 1))
+  call = functools.partial(polynomial_attention, degree=4, radius=1.0)
+  mean = jnp.broadcast_to(value.mean(1, keepdims=True), (1, 50, 2, 4))
+  np.testing.assert_allclose(call(0 * query, key, value), mean, atol=1e-15)
+  one = call(query, key[:, :1], value[:, :1])
+  np.testing.assert_allclose(
+    one, jnp.broadcast_to(value[:, :1], one.shape), atol=1e-14
+  )
+  mask = (jnp.arange(50) == 7)[None]
+  alone = call(query, key, value, key_mask=mask)
+  np.testing.assert_allclose(
+    alone, jnp.broadcast_to(value[:, 7:8], alone.shape), atol=1e-14
+  )
+  for options in (
+    {"coefficients": "taylor"},
+    {"coefficients": "gaussian", "sigma": 0.3},
+    {"is_causal": True},
+    {"sketch_dim": 32, "rng": jax.random.key(0)},
+  ):
+    constant = call(query, key, jnp.full_like(value, 3.5), **options)
+    np.testing.assert_allclose(constant, 3.5, atol=1e-12)
+  order = np.random.default_rng(1).permutation(50)
+  np.testing.assert_allclose(
+    call(query, key[:, order], value[:, order]),
+    call(query, key, value),
+    atol=1e-14,
+  )
+  hidden = call(query, key, value, key_mask=jnp.zeros((1, 50), bool))
+  assert not hidden.any()
+
+
+def test_hidden_keys_may_be_nan():
+  query, key, value = _inputs(60, 4)
+  mask = (jnp.arange(60) < 40)[None]
+  poisoned = [x.at[:, 40:].set(jnp.nan) for x in (key, value)]
+  for options in ({}, {"is_causal": True}, {"backward": "closed_form"}):
+    call = functools.partial(
+      polynomial_attention, degree=2, radius=2.0, key_mask=mask, **options
+    )
+    run = jax.jit(functools.partial(value_and_vjp, call, query))
+    clean = run(query, key, value)
+    for g, w in zip(
+      jax.tree.leaves(run(query, *poisoned)), jax.tree.leaves(clean)
+    ):
+      np.testing.assert_array_equal(g, w)
+      assert np.isfinite(w).all()
+
+
+def test_shifts_of_the_keys():
+  query, key, value = _inputs(64, 4)
+  key += 3.0
+  call = functools.partial(polynomial_attention, degree=4, radius=1.5)
+  exact = softmax_attention(query, key, value)
+
+  def error(**options):
+    return float(jnp.abs(call(query, key, value, **options) - exact).max())
+
+  assert error() < 1e-3 < error(center_keys=False)
+  shift = jnp.full((1, 4), 3.0)
+  assert error(key_shift=shift) < 1e-3
+  causal = call(query, key, value, is_causal=True, key_shift=shift)
+  exact = softmax_attention(query, key, value, is_causal=True)
+  assert jnp.abs(causal - exact).max() < 1e-3
+
+
+def test_gaussian_coefficients_are_better_on_average():
+  rng = np.random.default_rng(0)
+  query, key, value = map(
+    jnp.asarray, rng.standard_normal((3, 1, 1000, 1, 8)) * [[[[[0.65]]]]]
+  )
+  exact = softmax_attention(query, key, value)
+  errors = {}
+  for kind, sigma in (("minimax", None), ("taylor", None), ("gaussian", 0.42)):
+    out = polynomial_attention(
+      query, key, value, degree=2, radius=2.0, coefficients=kind, sigma=sigma
+    )
+    errors[kind] = float(jnp.sqrt(((out - exact) ** 2).mean()))
+  assert errors["gaussian"] < errors["taylor"] < errors["minimax"]
+  assert 1.4 < errors["minimax"] / errors["gaussian"] < 9
+
+
+def test_float32_is_close_to_float64():
+  inputs = _inputs(2000, 4)
+  for degree in (4, 6, 8):
+    call = functools.partial(polynomial_attention, degree=degree, radius=2.0)
+    single = call(*(x.astype(jnp.float32) for x in inputs))
+    assert jnp.abs(single - call(*inputs)).max() < 1e-6
+
+
+# --- gradients ---
+
+
+@pytest.mark.parametrize("options", [{}, {"is_causal": True, "chunk_size": 20}])
+def test_surrogate_is_the_gradient_of_the_formula(options):
+  n = 70
+  query, key, value = _inputs(n, 4, heads=(4, 2), value_dim=3)
+  cotangent = jnp.asarray(_uniform(1, n, 4, 3, seed=5))
+  polynomial = polynomial_coefficients(4, 2.0)
+  causal = options.get("is_causal", False)
+  seen = visible(n, n, is_causal=causal)[None, None]
+
+  def dense(query, key, value):
+    key = key if causal else _centered(key)
+    return _mean(_weights(query, key, polynomial, seen), value)
+
+  call = functools.partial(
+    polynomial_attention, degree=4, radius=2.0, local="polynomial", **options
+  )
+  args = cotangent, query, key, value
+  got = jax.jit(functools.partial(value_and_vjp, call))(*args)
+  want = jax.jit(functools.partial(value_and_vjp, dense))(*args)
+  for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    np.testing.assert_allclose(g, w, atol=1e-11)
+
+
+def _exact_formula(weights, cotangent, query, key, value):
+  """Gradients of attention from its weights, (B, T, 1, H) and one head."""
+  probs = (weights / weights.sum(-1, keepdims=True))[0, 0]
+  dy, q, k, v = (x[0, :, 0] for x in (cotangent, query, key, value))
+  delta = (dy * (probs @ v)).sum(-1, keepdims=True)
+  logits = probs * (dy @ v.T - delta) * query.shape[-1] ** -0.5
+  return [x[None, :, None] for x in (logits @ k, logits.T @ q, probs.T @ dy)]
+
+
+@pytest.mark.parametrize("options", [{}, {"is_causal": True, "chunk_size": 20}])
+def test_closed_form_is_the_exact_formula_with_these_weights(options):
+  n = 70
+  query, key, value = _inputs(n, 4, value_dim=3)
+  cotangent = jnp.asarray(_uniform(1, n, 1, 3, seed=5))
+  causal = options.get("is_causal", False)
+  seen = visible(n, n, is_causal=causal)[None, None]
+  weights = _weights(query, key, polynomial_coefficients(2, 2.0), seen)
+  call = functools.partial(
+    polynomial_attention,
+    degree=2,
+    radius=2.0,
+    local="polynomial",
+    center_keys=False,
+    backward="closed_form",
+    **options,
+  )
+  args = cotangent, query, key, value
+  _, got = jax.jit(functools.partial(value_and_vjp, call))(*args)
+  for g, w in zip(got, _exact_formula(weights, *args), strict=True):
+    np.testing.assert_allclose(g, w, atol=1e-12)
+
+
+def test_gradient_errors_against_exact_attention():
+  """Closed form errs by eps of its degree, surrogate by that of one less."""
+  n = 600
+  query, key, value = _inputs(n, 4)
+  cotangent = jnp.asarray(_uniform(1, n, 1, 4, seed=5))
+  args = cotangent, query, key, value
+  _, exact = value_and_vjp(softmax_attention, *args)
+  scale, radius = 0.5, 2.0
+  errors = {}
+  for degree in (2, 4, 6):
+    eps = polynomial_error(polynomial_coefficients(degree, radius), radius)
+    for backward in ("surrogate", "closed_form"):
+      call = functools.partial(
+        polynomial_attention,
+        degree=degree,
+        radius=radius,
+        backward=backward,
+        center_keys=False,
+      )
+      _, got = jax.jit(functools.partial(value_and_vjp, call))(*args)
+      errors[backward, degree] = [
+        float(jnp.abs(g - w).max()) for g, w in zip(got, exact)
+      ]
+    norm = jnp.abs(cotangent).sum(-1).max()
+    bound = 5 * eps * scale * jnp.abs(key).max() * norm * jnp.abs(value).max()
+    assert errors["closed_form", degree][0] <= bound
+  for degree in (2, 4, 6):
+    assert errors["closed_form", degree][0] < errors["surrogate", degree][0]
+  for degree in (4, 6):
+    lower = errors["closed_form", degree - 2][0]
+    assert errors["surrogate", degree][0] < lower
+
+
+def test_second_derivatives():
+  query, key, value = _inputs(12, 3)
+  polynomial = polynomial_coefficients(2, 1.0)
+
+  def loss(attend, x):
+    return (attend(x, key, value) ** 2).sum()
+
+  def dense(x, key, value):
+    return _mean(_weights(x, _centered(key), polynomial), value)
+
+  call = functools.partial(polynomial_attention, degree=2, radius=1.0)
+  got, want = (
+    jax.jit(jax.hessian(functools.partial(loss, f), argnums=0))(query)
+    if f is dense
+    else jax.jit(jax.jacrev(jax.grad(functools.partial(loss, f))))(query)
+    for f in (call, dense)
+  )
+  np.testing.assert_allclose(got, want, atol=1e-11)
+
+
+def test_scale_may_be_traced_and_has_a_gradient():
+  args = _inputs(40, 4)
+
+  def loss(scale):
+    out = polynomial_attention(*args, degree=6, radius=2.0, scale=scale)
+    return (out**2).sum()
+
+  def exact(scale):
+    return (softmax_attention(*args, scale=scale) ** 2).sum()
+
+  got, want = jax.jit(jax.grad(loss))(0.4), jax.grad(exact)(0.4)
+  np.testing.assert_allclose(got, want, rtol=1e-3)
+
+
+# --- memory ---
+
+
+@pytest.mark.parametrize("backward", ["surrogate", "closed_form"])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_no_array_of_all_features_or_logits(is_causal, backward):
+  n, dim, degree = 8192, 8, 4
+  call = functools.partial(
+    polynomial_attention,
+    degree=degree,
+    radius=2.0,
+    is_causal=is_causal,
+    backward=backward,
+  )
+  x = jax.ShapeDtypeStruct((1, n, 1, dim), jnp.float32)
+  largest = max(array_sizes(functools.partial(value_and_vjp, call), *[x] * 4))
+  # All inputs are there, so the walk went inside; features are not.
+  assert n * dim <= largest < n * 495
+
+
+# --- sketch ---
+
+
+def test_sketch_is_unbiased_and_gets_better():
+  query, key, value = _inputs(100, 6, 0.8)
+  call = functools.partial(polynomial_attention, degree=2, radius=1.0)
+  exact = call(query, key, value)
+  errors = []
+  for size in (64, 1024):
+    many = jax.jit(
+      jax.vmap(lambda r, m=size: call(query, key, value, sketch_dim=m, rng=r))
+    )(jax.random.split(jax.random.key(0), 20))
+    errors.append(float(jnp.sqrt(((many - exact[None]) ** 2).mean())))
+    assert jnp.abs(many.mean(0) - exact).max() < 6 * errors[-1] / 20**0.5
+  # A quarter for 16 times the features.
+  assert errors[1] < 0.4 * errors[0]
+  causal = call(
+    query,
+    key,
+    value,
+    sketch_dim=4096,
+    rng=jax.random.key(1),
+    is_causal=True,
+    local="polynomial",
+  )
+  exact = dense_attention(
+    query, key, value, seen=visible(100, 100, is_causal=True)[None, None]
+  )[0]
+  assert jnp.sqrt(((causal - exact) ** 2).mean()) < 0.05
+
+
+# --- refused ---
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"degree": -2}, "degree must be >= 0, got -2"),
+    ({"degree": 3}, "degree must be even unless allow_odd=True, got 3"),
+    ({"degree": 2.0}, "degree must be an integer >= 0, got 2.0"),
+    ({"degree": 14}, "feature dimension C(24+14,14)="),
+    ({"radius": 0.0}, "radius must be positive and finite, got 0.0"),
+    ({"radius": -1.0}, "radius must be positive and finite, got -1.0"),
+    (
+      {"coefficients": "chebyshev"},
+      "coefficients must be one of 'minimax', 'taylor', 'gaussian'",
+    ),
+    ({"coefficients": "gaussian"}, "sigma is required"),
+    ({"coefficients": "gaussian", "sigma": 1.0}, "sigma must be in (0, 0.5]"),
+    ({"sigma": 0.3}, "sigma is for"),
+    ({"center_keys": True, "is_causal": True}, "center_keys must not be True"),
+    ({"center_keys": 1}, "center_keys must be one of None, False, True, got 1"),
+    (
+      {"center_keys": True, "key_shift": np.zeros((2, 24))},
+      "center_keys must not be True with a key_shift",
+    ),
+    ({"key_shift": np.zeros(24)}, "key_shift must have shape (2, 24) = (K, H)"),
+    ({"local": "dense"}, "local must be one of 'exact', 'polynomial'"),
+    ({"backward": "dense"}, "backward must be one of 'surrogate', 'closed_for"),
+    ({"sketch_dim": 8}, "rng is required when sketch_dim=8"),
+    ({"rng": np.zeros(2)}, "rng must be None without sketch_dim"),
+    (
+      {
+        "sketch_dim": 8,
+        "rng": np.zeros(2, np.uint32),
+        "backward": "closed_form",
+      },
+      "backward must be 'surrogate' with a sketch, got 'closed_form'",
+    ),
+    (
+      {"sketch_dim": 8, "rng": np.zeros(2, np.uint32), "is_causal": True},
+      "local must be 'polynomial' with a sketch, got 'exact'",
+    ),
+    ({"chunk_size": 0}, "chunk_size must be >= 1, got 0"),
+  ],
+)
+def test_refused(options, message):
+  query, key = jnp.zeros((1, 8, 4, 24)), jnp.zeros((1, 8, 2, 24))
+  options = {"degree": 2, "radius": 1.0} | options
+  with pytest.raises(ValueError, match=re.escape(message)):
+    polynomial_attention(query, key, key, **options)
+
+
+def test_arbitrary_masks_have_no_place():
+  query = jnp.zeros((1, 8, 2, 4))
+  for name in ("mask", "bias"):
+    with pytest.raises(
+      TypeError, match=f"unexpected keyword argument '{name}'"
+    ):
+      polynomial_attention(
+        query, query, query, degree=2, radius=1.0, **{name: jnp.ones((8, 8))}
+      )
+
+
+def test_second_call_does_not_recompile():
+  query, key, value = _inputs(30, 4)
+  call = functools.partial(polynomial_attention, degree=2, radius=1.0)
+  call(query, key, value)
+  other = 2 * query
+  with no_recompilation():
+    call(other, key, value)
