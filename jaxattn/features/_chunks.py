@@ -155,9 +155,7 @@ def chunk_sizes(x: jax.Array, spec: Spec) -> tuple[int, int]:
   """Tokens in a chunk of x (P, d, L), and number of chunks."""
   p, d, length = x.shape
   chunk = spec.chunk_size
-  if chunk is None and spec.is_causal:
-    chunk = _CAUSAL_CHUNK
-  elif chunk is None:
+  if chunk is None:
     chunk = CHUNK_FEATURES // (p * spec.num_features(d))
     chunk = max(MIN_CHUNK, min(_MAX_CHUNK, chunk))
   num = -(-length // chunk)
@@ -172,10 +170,6 @@ def fit(x: jax.Array, size: int, axis: int) -> jax.Array:
   return jnp.pad(x, pad) if size > x.shape[axis] else x
 
 
-def fit_all(size: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-  return tuple(fit(x, size, x.ndim - 1) for x in arrays)
-
-
 def at(x: jax.Array, i: jax.Array, chunk: int) -> jax.Array:
   """Chunk ``i`` of the last axis."""
   return lax.dynamic_slice_in_dim(x, i * chunk, chunk, x.ndim - 1)
@@ -187,12 +181,77 @@ def join(chunks: jax.Array, size: int) -> jax.Array:
   return x.reshape(*x.shape[:-2], -1)[..., :size]
 
 
-def scan(step: Any, start: Any, num: int, reverse: bool = False) -> Any:
+class Staircase(NamedTuple):
+  """Chunks of causal attention, some of them at a time.
+
+  The chunks of one step are rows of a batch: their moments are computed
+  together, and what is before each is a cumulative sum over them.
+
+  Attributes:
+    num_steps: steps of the scan.
+    num_chunks: chunks in a step.
+    chunk: tokens in a chunk.
+  """
+
+  num_steps: int
+  num_chunks: int
+  chunk: int
+
+  def fold(self, x: jax.Array) -> jax.Array:
+    """(P, ..., L) -> (steps, P * chunks, ..., c)."""
+    sizes = tuple(self)
+    x = fit(x, int(np.prod(sizes)), x.ndim - 1)
+    x = jnp.moveaxis(x.reshape(*x.shape[:-1], *sizes), (-3, -2), (0, 2))
+    return x.reshape(x.shape[0], -1, *x.shape[3:])
+
+  def unfold(self, x: jax.Array, size: int) -> jax.Array:
+    """(steps, P * chunks, ..., c) -> (P, ..., size)."""
+    x = x.reshape(self.num_steps, -1, self.num_chunks, *x.shape[2:])
+    x = jnp.moveaxis(x, (0, 2), (-3, -2))
+    return x.reshape(*x.shape[:-3], -1)[..., :size]
+
+  def sums_before(
+    self, parts: jax.Array, total: jax.Array, *, reverse: bool = False
+  ) -> tuple[jax.Array, jax.Array]:
+    """Sum of the parts before each, and of all.
+
+    Args:
+      parts: (P * chunks, m, v) of the chunks of this step.
+      total: (P, m, v) of the steps before.
+      reverse: whether "before" means behind.
+
+    Returns:
+      (P * chunks, m, v), and (P, m, v) with this step.
+    """
+    by_chunk = parts.reshape(-1, self.num_chunks, *parts.shape[1:])
+    if reverse:
+      by_chunk = jnp.flip(by_chunk, 1)
+    ends = total[:, None] + jnp.cumsum(by_chunk, 1)
+    before = jnp.concatenate([total[:, None], ends[:, :-1]], 1)
+    if reverse:
+      before = jnp.flip(before, 1)
+    return before.reshape(parts.shape), ends[:, -1]
+
+
+def staircase(query: jax.Array, value: jax.Array, spec: Spec) -> Staircase:
+  """Cuts a causal call: query (P, d, G, T), value (P, v, T)."""
+  p, d, g, length = query.shape
+  chunk = spec.chunk_size or _CAUSAL_CHUNK
+  num = -(-length // chunk)
+  # Even chunks, so that little is padded.
+  chunk = -(-length // num)
+  width = value.shape[1] * (d if spec.closed_form else 1)
+  most = CHUNK_FEATURES // (p * spec.num_features(d) * max(g * chunk, width))
+  steps = -(-num // max(1, min(_MAX_CHUNK // chunk, most)))
+  return Staircase(steps, -(-num // steps), chunk)
+
+
+def scan(step: Any, start: Any, num: int) -> Any:
   if num == 1:
     carry, y = step(start, jnp.int32(0))
     return carry, jax.tree.map(lambda z: z[None], y)
   steps = jnp.arange(num, dtype=jnp.int32)
-  return lax.scan(step, start, steps, reverse=reverse)
+  return lax.scan(step, start, steps)
 
 
 def zeros(shape: tuple[int, ...], *like: jax.Array) -> jax.Array:

@@ -141,18 +141,19 @@ def _causal_sums(
   query: jax.Array, key: jax.Array, value: jax.Array, spec: Spec
 ) -> jax.Array:
   size, d = query.shape[3], key.shape[1]
-  chunk, num = _chunks.chunk_sizes(key, spec)
-  query, key, value = _chunks.fit_all(chunk * num, query, key, value)
+  cut = _chunks.staircase(query, value, spec)
+  arrays = tuple(cut.fold(x) for x in (query, key, value))
 
-  def step(total: jax.Array, i: jax.Array) -> tuple[jax.Array, jax.Array]:
-    q, k, v = (_chunks.at(x, i, chunk) for x in (query, key, value))
+  def step(total: jax.Array, x: Any) -> tuple[jax.Array, jax.Array]:
+    q, k, v = x
+    part = _chunks.outer(spec.features(k), v, spec)
+    before, total = cut.sums_before(part, total)
     phi = spec.features(_chunks.flat(q))
-    before = _chunks.project(spec.weigh(total, d), phi, spec)
+    seen = _chunks.project(spec.weigh(before, d), phi, spec)
     weights = _chunks.local_weights(q, k, spec)
     inside = _chunks.products("pvs,pgts->pvgt", v, weights, spec)
-    total = total + _chunks.outer(spec.features(k), v, spec)
-    return total, before.reshape(inside.shape) + inside
+    return total, seen.reshape(inside.shape) + inside
 
   shape = (key.shape[0], spec.num_features(d), value.shape[1])
   start = _chunks.zeros(shape, query, key, value)
-  return _chunks.join(_chunks.scan(step, start, num)[1], size)
+  return cut.unfold(lax.scan(step, start, arrays)[1], size)

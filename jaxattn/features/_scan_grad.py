@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+from jax import lax
 
 from jaxattn.features import _chunks
 from jaxattn.features._chunks import Blocks, Spec
@@ -91,10 +92,8 @@ def causal_bwd(
   spec: Spec,
 ) -> tuple[jax.Array, ...]:
   size, d = query.shape[3], key.shape[1]
-  chunk, num = _chunks.chunk_sizes(key, spec)
-  query, key, value, summed = _chunks.fit_all(
-    chunk * num, query, key, value, summed
-  )
+  cut = _chunks.staircase(query, value, spec)
+  arrays = tuple(cut.fold(x) for x in (query, key, value, summed))
   # What the features are multiplied with: for keys first, for values last.
   columns = (_pairs, _values) if spec.closed_form else (_values,)
   starts = tuple(
@@ -105,32 +104,34 @@ def causal_bwd(
     for column in columns
   )
 
-  def forward(total: jax.Array, i: jax.Array) -> tuple[jax.Array, jax.Array]:
-    q, k, v, dy = (_chunks.at(x, i, chunk) for x in (query, key, value, summed))
-    weighted = spec.weigh(total, d)
+  def forward(total: jax.Array, x: Any) -> tuple[jax.Array, jax.Array]:
+    q, k, v, dy = x
+    part = _chunks.outer(spec.features(k), columns[0](k, v), spec)
+    before, total = cut.sums_before(part, total)
+    weighted = spec.weigh(before, d)
     d_q, *_ = _pull_chunk(_chunks.flat(q), _chunks.flat(dy), weighted, spec)
-    total = total + _chunks.outer(spec.features(k), columns[0](k, v), spec)
     return total, d_q.reshape(q.shape)
 
   def backward(
-    totals: tuple[jax.Array, ...], i: jax.Array
+    totals: tuple[jax.Array, ...], x: Any
   ) -> tuple[Any, tuple[jax.Array, ...]]:
-    q, k, v, dy = (_chunks.at(x, i, chunk) for x in (query, key, value, summed))
+    q, k, v, dy = x
     d_q, d_k, d_v = _local_bwd(q, k, v, dy, spec)
-    weighted = [spec.weigh(x, d) for x in totals]
-    d_k_before, _, phi = _pull_chunk(k, v, weighted[0], spec)
-    d_v += _chunks.project(weighted[-1], phi, spec)
     q, dy = _chunks.flat(q), _chunks.flat(dy)
     phi = spec.features(q)
-    totals = tuple(
-      total + _chunks.outer(phi, column(q, dy), spec)
-      for total, column in zip(totals, columns, strict=True)
-    )
-    return totals, (d_q, d_k + d_k_before, d_v)
+    parts = (_chunks.outer(phi, column(q, dy), spec) for column in columns)
+    sums = [
+      cut.sums_before(part, total, reverse=True)
+      for part, total in zip(parts, totals, strict=True)
+    ]
+    weighted = [spec.weigh(later, d) for later, _ in sums]
+    d_k_later, _, phi = _pull_chunk(k, v, weighted[0], spec)
+    d_v += _chunks.project(weighted[-1], phi, spec)
+    return tuple(total for _, total in sums), (d_q, d_k + d_k_later, d_v)
 
-  d_query = _chunks.scan(forward, starts[0], num)[1]
-  grads = _chunks.scan(backward, starts, num, reverse=True)[1]
-  return tuple(_chunks.join(x, size) for x in (d_query + grads[0], *grads[1:]))
+  d_query = lax.scan(forward, starts[0], arrays)[1]
+  grads = lax.scan(backward, starts, arrays, reverse=True)[1]
+  return tuple(cut.unfold(x, size) for x in (d_query + grads[0], *grads[1:]))
 
 
 def _local_bwd(
