@@ -20,7 +20,7 @@ import jax
 
 RESULTS = pathlib.Path(__file__).parent / "RESULTS.md"
 _PAUSE = 0.3
-_PACKAGES = ("jax", "jaxlib", "numpy", "torch")
+_PACKAGES = ("jax", "jaxlib", "numpy", "torch", "scikit-learn")
 
 
 class Row(NamedTuple):

@@ -94,10 +94,10 @@ def polynomial_attention(
       ``"closed_form"`` puts the approximate weights into the exact formula:
       closer to the gradient of exact attention at an equal degree, but H times
       dearer, and not the gradient of this function.
-    sketch_dim: None, or number of random features to take instead of all
-      monomials, for large H: unbiased, with a relative error of about
-      1 / sqrt(sketch_dim) of |q|^g |k|^g. Weights can be negative. Needs
-      ``rng``.
+    sketch_dim: None, or number of random features to take for each degree from
+      2 on instead of all monomials, for large H: unbiased, with an error of
+      about 1 / sqrt(sketch_dim) of |q|^g |k|^g. Weights can be negative. Needs
+      ``rng``; see :func:`jaxattn.features.sketched_map`.
     rng: key of the sketch.
     allow_odd: permit odd degrees, whose weights change sign just left of -R.
     chunk_size: tokens at a time; None = chosen from sizes.

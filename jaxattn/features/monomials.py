@@ -274,4 +274,6 @@ def _parents(dim: int, degree: int) -> tuple[np.ndarray, np.ndarray]:
   # Of each variable v: monomials of one degree less in variables 0 to v.
   sizes = [math.comb(v + degree - 1, degree - 1) for v in range(dim)]
   before = np.concatenate([np.arange(n) for n in sizes])
-  return before, np.repeat(np.arange(dim), sizes)
+  variable = np.repeat(np.arange(dim), sizes)
+  # Of one dtype with and without x64, which may change between two calls.
+  return before.astype(np.int32), variable.astype(np.int32)

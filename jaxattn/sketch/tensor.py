@@ -284,22 +284,20 @@ def _check_vector(x: jax.Array, dim: int) -> None:
   _checks.check_floating("x", x)
 
 
-@functools.partial(jax.jit, static_argnums=2)
+@functools.partial(jax.jit, static_argnames="by_matmul")
 def _tensor_sketch(
   sketch: TensorSketch, xs: tuple[jax.Array, ...], by_matmul: bool
 ) -> jax.Array:
-  dtype, lead = accumulator(xs[0].dtype), xs[0].shape[:-1]
-  rows = [x.astype(dtype).reshape(-1, x.shape[-1]) for x in xs]
+  dtype, size = accumulator(xs[0].dtype), sketch.sketch_dim
   transform = _spectrum_by_matmul if by_matmul else _spectrum_by_fft
   factors = (
-    transform(
-      rows[j % len(rows)], bucket, sign.astype(dtype), sketch.sketch_dim
+    transform(xs[j % len(xs)].astype(dtype), bucket, sign, size)
+    for j, (bucket, sign) in enumerate(
+      zip(sketch.bucket, sketch.sign.astype(dtype))
     )
-    for j, (bucket, sign) in enumerate(zip(sketch.bucket, sketch.sign))
   )
-  spectrum = functools.reduce(operator.mul, factors)
-  out = jnp.fft.irfft(spectrum, sketch.sketch_dim)
-  return out.reshape(*lead, sketch.sketch_dim).astype(xs[0].dtype)
+  out = jnp.fft.irfft(functools.reduce(operator.mul, factors), size)
+  return out.astype(xs[0].dtype)
 
 
 def _spectrum_by_matmul(
@@ -314,15 +312,19 @@ def _spectrum_by_matmul(
     sign[:, None] * jnp.asarray(table, sign.dtype)[place]
     for table in (np.cos(angle), np.sin(angle))
   )
-  return lax.complex(x @ cos, x @ sin)
+  # A transform in bfloat16, the default on some devices, would be none.
+  multiply = functools.partial(jnp.matmul, x, precision=lax.Precision.HIGHEST)
+  return lax.complex(multiply(cos), multiply(sin))
 
 
 def _spectrum_by_fft(
   x: jax.Array, bucket: jax.Array, sign: jax.Array, size: int
 ) -> jax.Array:
   # Sums over whole rows: a scatter along the last axis is several times slower.
-  sums = jax.ops.segment_sum(sign[:, None] * x.T, bucket, size)
-  return jnp.fft.rfft(sums.T)
+  rows = jnp.moveaxis(x, -1, 0)
+  signed = sign.reshape(-1, *(1,) * (x.ndim - 1)) * rows
+  sums = jax.ops.segment_sum(signed, bucket, size)
+  return jnp.fft.rfft(jnp.moveaxis(sums, 0, -1))
 
 
 def _projection_shapes(

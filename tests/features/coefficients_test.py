@@ -81,6 +81,10 @@ def test_degrees_of_the_closed_form_bound():
   radii = (0.0625, 0.25, 1, 2.25, 4, 9, 16)
   got = [degree_for(1e-3, r, kind="taylor_bound", even=False) for r in radii]
   assert got == [2, 3, 7, 12, 20, 41, 71]
+  bounds = [taylor_error_bound(0.177, degree) for degree in (1, 2, 3, 4)]
+  np.testing.assert_allclose(
+    bounds, (2.2e-2, 1.3e-3, 5.8e-5, 2.1e-6), rtol=0.02
+  )
   for r in radii:
     for degree in (0, 1, 6, 25):
       taylor = polynomial_coefficients(degree, r, kind="taylor")

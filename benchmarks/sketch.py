@@ -1,0 +1,59 @@
+"""How fast is a TensorSketch, and does the matrix form of it pay?
+
+Peer: scikit-learn's ``PolynomialCountSketch``, which takes the FFT of
+CountSketches, on 4096 float32 vectors of 64 entries.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app
+from sklearn.kernel_approximation import (  # pyright: ignore[reportMissingImports]
+  PolynomialCountSketch,
+)
+
+from benchmarks import _race
+from jaxattn.sketch import tensor, tensor_sketch_apply, tensor_sketch_init
+
+_VECTORS, _DIM, _SKETCH_DIM = 4096, 64, 1024
+
+
+def main(argv: list[str]) -> None:
+  """Runs all races and rewrites the section of RESULTS.md."""
+  del argv
+  rows = [*power(2), *power(4)]
+  _race.publish("sketch", "TensorSketch", rows)
+
+
+def power(
+  degree: int, vectors: int = _VECTORS, rounds: int = 15
+) -> list[_race.Row]:
+  """A power of all vectors, by both of our paths and by the peer."""
+  x = np.random.default_rng(0).standard_normal((vectors, _DIM), np.float32)
+  sketch = tensor_sketch_init(jax.random.key(0), _DIM, _SKETCH_DIM, degree)
+  peer = PolynomialCountSketch(
+    gamma=1.0, degree=degree, n_components=_SKETCH_DIM, random_state=0
+  ).fit(x)
+  array = jnp.asarray(x)
+  by_fft = functools.partial(tensor._tensor_sketch, by_matmul=False)
+  seconds = _race.race(
+    {
+      "ours": functools.partial(tensor_sketch_apply, sketch, array),
+      "fft": functools.partial(by_fft, sketch, (array,)),
+      "scikit-learn": functools.partial(peer.transform, x),
+    },
+    rounds=rounds,
+  )
+  name = f"{vectors} x {_DIM} to {_SKETCH_DIM}, degree {degree}"
+  return [
+    _race.ratio(
+      f"{name}: scikit-learn / ours", seconds, "ours", "scikit-learn", 2.0
+    ),
+    _race.ratio(f"{name}: by FFT / by matrices", seconds, "ours", "fft"),
+  ]
+
+
+if __name__ == "__main__":
+  app.run(main)
