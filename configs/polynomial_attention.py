@@ -6,10 +6,9 @@
 cpu, 2 cores that nothing else uses: three minutes, most of it exact attention
 and compilation. Expect "reproduced": times of polynomial attention grow like n
 (slopes 0.85 to 1.2 over n = 4096 to 16384) and exact ones like n^2 (1.8 to
-2.3), no error is above its bound, the largest B for which a useful degree fits
-grows like sqrt(log n), and each two degrees more make the gradient at least ten
-times better. smoke: seconds, decides nothing. full, one accelerator, minutes:
-times to n = 2^20.
+2.3), no error is above its bound, and each two degrees more make the gradient
+at least ten times better. smoke: seconds, decides nothing. full, one
+accelerator, minutes: times to n = 2^20.
 """
 
 import ml_collections
@@ -53,7 +52,6 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.accepted.linear_slope = (0.85, 1.2)
   config.accepted.quadratic_slope = (1.8, 2.3)
   config.accepted.error_over_bound = (0.0, 1.0)
-  config.accepted.transition_slope = (0.4, 0.65)
   config.accepted.gradient_gain = 10.0
   config.accepted.surrogate_over_closed = (0.0, 1.0)
 

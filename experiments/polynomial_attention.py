@@ -401,7 +401,6 @@ def _limit_checks(
     harness.Check(
       f"slope of the largest B in log n, relative error {eps:g}",
       fit_slope(log_n, b).slope,
-      *config.accepted.transition_slope,
     )
     for eps, log_n, b in zip(config.eps, limits["log_n"], limits["b"])
   ]
