@@ -1,5 +1,35 @@
 """Attention functions: exact, sparse and, later, almost linear."""
 
+from jaxattn.attention.layer_gradients import LayerGradients as LayerGradients
+from jaxattn.attention.layer_gradients import (
+  attention_layer_gradients as attention_layer_gradients,
+)
+from jaxattn.attention.layer_gradients import (
+  attention_layer_gradients_lowrank as attention_layer_gradients_lowrank,
+)
+from jaxattn.attention.layer_gradients import (
+  multilayer_gradients as multilayer_gradients,
+)
+from jaxattn.attention.linear import linear_attention as linear_attention
+from jaxattn.attention.losses import attention_loss as attention_loss
+from jaxattn.attention.losses import (
+  attention_loss_gradient as attention_loss_gradient,
+)
+from jaxattn.attention.polynomial import (
+  polynomial_attention as polynomial_attention,
+)
+from jaxattn.attention.prefix import NTKAttentionInfo as NTKAttentionInfo
+from jaxattn.attention.prefix import PrefixState as PrefixState
+from jaxattn.attention.prefix import fit_prefix_state as fit_prefix_state
+from jaxattn.attention.prefix import ntk_attention as ntk_attention
+from jaxattn.attention.prefix import prefix_attention as prefix_attention
+from jaxattn.attention.prefix import (
+  prefix_state_downdate as prefix_state_downdate,
+)
+from jaxattn.attention.prefix import prefix_state_init as prefix_state_init
+from jaxattn.attention.prefix import prefix_state_update as prefix_state_update
+from jaxattn.attention.radius import logit_radius as logit_radius
+from jaxattn.attention.relu import relu_attention as relu_attention
 from jaxattn.attention.scores import SparsityProfile as SparsityProfile
 from jaxattn.attention.scores import adaptive_budget as adaptive_budget
 from jaxattn.attention.scores import fit_budget_law as fit_budget_law
@@ -13,19 +43,39 @@ from jaxattn.attention.scores import row_sigma as row_sigma
 from jaxattn.attention.scores import sparsity_profile as sparsity_profile
 from jaxattn.attention.topk import TopKInfo as TopKInfo
 from jaxattn.attention.topk import topk_attention as topk_attention
+from jaxattn.features.rotary import rope as rope
 from jaxattn.softmax.exact import softmax_attention as softmax_attention
 from pallas_kernels.flash_attention import BlockSizes as BlockSizes
 
 __all__ = [
   "BlockSizes",
+  "LayerGradients",
+  "NTKAttentionInfo",
+  "PrefixState",
   "SparsityProfile",
   "TopKInfo",
   "adaptive_budget",
+  "attention_layer_gradients",
+  "attention_layer_gradients_lowrank",
+  "attention_loss",
+  "attention_loss_gradient",
   "fit_budget_law",
+  "fit_prefix_state",
   "gaussian_budget",
   "gaussian_count_above",
   "gaussian_exponent",
   "gaussian_topk_mass",
+  "linear_attention",
+  "logit_radius",
+  "multilayer_gradients",
+  "ntk_attention",
+  "polynomial_attention",
+  "prefix_attention",
+  "prefix_state_downdate",
+  "prefix_state_init",
+  "prefix_state_update",
+  "relu_attention",
+  "rope",
   "row_sigma",
   "softmax_attention",
   "sparsity_profile",

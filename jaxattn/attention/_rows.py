@@ -115,16 +115,16 @@ def fold_logits(
     key = lax.dynamic_slice_in_dim(call.key, start, size, 1)
     # Into the layout that the product wants, once for all tiles.
     key = jnp.einsum("bskh->bksh" if t == 1 else "bskh->bkhs", key)
-    mask = _mask_tiles(call.mask, start, size, num_tiles)
+    mask = mask_tiles(call.mask, start, size, num_tiles)
 
     def one_tile(x: Any) -> Any:
       state, mask, query, position, *operands = x
       logits = _logits(call, query, key)
       # -0.0 ranks below 0.0 in a selection, but they are tied.
       logits = jnp.where(logits == 0, 0, logits)
-      visible = _visible(call.is_causal, mask, position, start, size)
-      if visible is not None:
-        logits = jnp.where(visible, logits, -jnp.inf)
+      seen = visible(call.is_causal, mask, position, start, size)
+      if seen is not None:
+        logits = jnp.where(seen, logits, -jnp.inf)
       return fn(*state, logits, start, *operands)
 
     return lax.map(one_tile, (state, mask, *tiles))
@@ -193,7 +193,7 @@ def _logits(call: Rows, query: jax.Array, key: jax.Array) -> jax.Array:
   )
 
 
-def _mask_tiles(
+def mask_tiles(
   mask: jax.Array | None, start: Any, size: int, num_tiles: int
 ) -> jax.Array | None:
   if mask is None:
@@ -205,7 +205,7 @@ def _mask_tiles(
   return jnp.broadcast_to(mask[None], (num_tiles, *mask.shape))
 
 
-def _visible(
+def visible(
   is_causal: bool,
   mask: jax.Array | None,
   position: jax.Array,

@@ -1,6 +1,19 @@
 """Data that needs no download: numpy in, arrays out."""
 
+from jaxattn.data.separation import separation_dataset as separation_dataset
+from jaxattn.data.sequences import recall_batch as recall_batch
+from jaxattn.data.sequences import (
+  single_location_batch as single_location_batch,
+)
+from jaxattn.data.tables import load_digits as load_digits
 from jaxattn.data.text import byte_batches as byte_batches
 from jaxattn.data.text import load_text as load_text
 
-__all__ = ["byte_batches", "load_text"]
+__all__ = [
+  "byte_batches",
+  "load_digits",
+  "load_text",
+  "recall_batch",
+  "separation_dataset",
+  "single_location_batch",
+]

@@ -27,6 +27,9 @@ Attention = Callable[..., Any]
 _NAMED: dict[str, Attention] = {
   "softmax": attention_lib.softmax_attention,
   "dot_product": jax.nn.dot_product_attention,
+  "polynomial": attention_lib.polynomial_attention,
+  "linear": attention_lib.linear_attention,
+  "relu": attention_lib.relu_attention,
   "topk": attention_lib.topk_attention,
 }
 
@@ -55,7 +58,10 @@ def attention_fn(
 
   Args:
     attention: ``"softmax"`` (:func:`jaxattn.attention.softmax_attention`),
-      ``"dot_product"`` (``jax.nn.dot_product_attention``), ``"topk"``
+      ``"dot_product"`` (``jax.nn.dot_product_attention``), ``"polynomial"``
+      (:func:`jaxattn.attention.polynomial_attention`; needs ``degree`` and
+      ``radius``), ``"linear"`` (:func:`jaxattn.attention.linear_attention`),
+      ``"relu"`` (:func:`jaxattn.attention.relu_attention`), ``"topk"``
       (:func:`jaxattn.attention.topk_attention`; needs ``k``), or a function
       ``(query, key, value, *, mask=None or key_mask=None, ...)`` in the layout
       (B, T, N, H) that names all its keywords.

@@ -1,5 +1,7 @@
-"""Exact attention and the online softmax under it."""
+"""Exact attention, the online softmax under it, and prefixes."""
 
+from jaxattn.softmax.cache import Prefix as Prefix
+from jaxattn.softmax.cache import prefix_init as prefix_init
 from jaxattn.softmax.exact import softmax_attention as softmax_attention
 from jaxattn.softmax.online import OnlineSoftmax as OnlineSoftmax
 from jaxattn.softmax.online import (
@@ -15,9 +17,11 @@ from pallas_kernels.flash_attention import BlockSizes as BlockSizes
 __all__ = [
   "BlockSizes",
   "OnlineSoftmax",
+  "Prefix",
   "online_softmax_finalize",
   "online_softmax_init",
   "online_softmax_merge",
   "online_softmax_update",
+  "prefix_init",
   "softmax_attention",
 ]

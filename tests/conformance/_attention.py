@@ -5,6 +5,7 @@ To add one: write a :class:`Member`. A public function of
 is not listed fails the suite.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,9 +14,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxattn.attention import BlockSizes, softmax_attention
+from jaxattn.attention import (
+  BlockSizes,
+  PrefixState,
+  linear_attention,
+  ntk_attention,
+  polynomial_attention,
+  prefix_attention,
+  relu_attention,
+  softmax_attention,
+)
 from jaxattn.attention.topk import topk_attention
-from tests._dense import dense_attention
+from jaxattn.features import favor_map, polynomial_coefficients, taylor_map
+from tests._dense import dense_attention, float64
 
 # Batch 8: it is also sharded over 8 devices. Blocks and chunks of the members
 # are chosen to leave remainders in 16 queries and keys.
@@ -38,6 +49,7 @@ class Member(NamedTuple):
     effects: a value for each parameter that must change the result.
     neutral: for each parameter that must not change the result, a value to
       pass, and one that must be refused.
+    has_prefix: a query that sees no key attends to a prefix, and gives no 0.
   """
 
   fn: Callable[..., Any]
@@ -45,6 +57,7 @@ class Member(NamedTuple):
   options: Callable[[int], Mapping[str, Any]]
   effects: Mapping[str, Any]
   neutral: Mapping[str, tuple[Any, Any]]
+  has_prefix: bool = False
 
   def takes(self, name: str) -> bool:
     """Whether the function has a parameter of this name."""
@@ -95,11 +108,150 @@ def _topk_options(num_keys: int) -> dict[str, int]:
   return {"k": min(7, num_keys), "chunk_size": 5}
 
 
+def _linear_oracle(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  *,
+  seen: Any,
+  scale: float | None,
+) -> jax.Array:
+  root = 1 if scale is None else scale**0.5
+  query, key = (jax.nn.elu(root * x) + 1 for x in (query, key))
+  return _weighted_mean(_products(query, key), value, seen)
+
+
+def _polynomial_oracle(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  *,
+  seen: Any,
+  scale: float | None,
+) -> jax.Array:
+  scale = query.shape[-1] ** -0.5 if scale is None else scale
+  logits = scale * _products(query, key)
+  powers = [c * logits**j for j, c in enumerate(polynomial_coefficients(2, 3))]
+  return _weighted_mean(functools.reduce(jnp.add, powers), value, seen)
+
+
+def _polynomial_options(num_keys: int) -> dict[str, Any]:
+  del num_keys
+  return {
+    "degree": 2,
+    "radius": 3.0,
+    "center_keys": False,
+    "local": "polynomial",
+    "chunk_size": 5,
+  }
+
+
+def _relu_oracle(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  *,
+  seen: Any,
+  scale: float | None,
+) -> jax.Array:
+  scale = query.shape[-1] ** -0.5 if scale is None else scale
+  options = _relu_options(key.shape[-3])
+  excess = scale * _products(query, key) - options["threshold"]
+  return _weighted_mean(jax.nn.relu(excess) ** options["alpha"], value, seen)
+
+
+def _relu_options(num_keys: int) -> dict[str, Any]:
+  del num_keys
+  return {"threshold": 0.1, "alpha": 2}
+
+
+def _products(query: jax.Array, key: jax.Array) -> jax.Array:
+  """(..., N, T, S) inner products."""
+  key = jnp.repeat(key, query.shape[-2] // key.shape[-2], -2)
+  return jnp.einsum("...tnh,...snh->...nts", query, key)
+
+
+def _weighted_mean(
+  weights: jax.Array, value: jax.Array, seen: Any
+) -> jax.Array:
+  """(..., T, N, Hv) from weights (..., N, T, S); 0 where there are none."""
+  value = jnp.repeat(value, weights.shape[-3] // value.shape[-2], -2)
+  weights = jnp.where(seen, weights, 0)
+  total = weights.sum(-1, keepdims=True)
+  weights = weights / jnp.where(total == 0, 1, total)
+  return jnp.einsum("...nts,...snh->...tnh", weights, value)
+
+
+def _prefix(num_keys: int, seed: int = 0) -> dict[str, np.ndarray]:
+  """A prefix for each shape of the suite, told by its number of keys.
+
+  All heads share it, so that heads may change places.
+  """
+  shapes = {T: (K, H, H - 2), 19: (1, 5, 7), 9: (2, 6, 6)}
+  kv, *sizes = shapes.get(num_keys, (2, 5, 5))
+  rng = np.random.default_rng(seed)
+  key, value = (
+    rng.standard_normal((5, 1, n)).astype("float32").repeat(kv, 1)
+    for n in sizes
+  )
+  return {"prefix_key": key, "prefix_value": value}
+
+
+def _prefix_oracle(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  *,
+  seen: Any,
+  scale: Any,
+  log_kernel: Callable[[jax.Array], jax.Array] | None = None,
+) -> jax.Array:
+  """Dense attention to prefix and context; another kernel on the prefix."""
+  prefix = _prefix(key.shape[-3]).values()
+  m, s = 5, key.shape[-3]
+  key, value = (
+    jnp.concatenate((np.broadcast_to(p, (*x.shape[:-3], *p.shape)), x), -3)
+    for p, x in zip(prefix, (key, value), strict=True)
+  )
+  bias = None
+  if log_kernel is not None:
+    groups = query.shape[-2] // key.shape[-2]
+    logits = query.shape[-1] ** -0.5 * jnp.einsum(
+      "...tnh,...snh->...nts", query, jnp.repeat(key, groups, -2)
+    )
+    on_prefix = np.arange(m + s).reshape((1,) * (logits.ndim - 1) + (-1,)) < m
+    bias = jnp.where(on_prefix, log_kernel(logits) - logits, 0)
+  seen = jnp.broadcast_to(seen, (*jnp.shape(seen)[:-1], s))
+  always = jnp.ones((*seen.shape[:-1], m), bool)
+  seen = jnp.concatenate((always, seen), -1)
+  return dense_attention(query, key, value, bias, seen=seen, scale=scale)[0]
+
+
+def _quadratic(s: jax.Array) -> jax.Array:
+  """Logarithm of the kernel of Taylor features of degree 2."""
+  return jnp.log(1 + s + s * s / 2)
+
+
+def _quadratic_state(num_keys: int, seed: int = 0) -> PrefixState:
+  """State of the prefix under Taylor features of degree 2, by hand."""
+  key, value = float64(*_prefix(num_keys, seed).values())
+  x = key * key.shape[-1] ** -0.25
+  phi = [np.ones_like(x[..., :1]), x]
+  for v in range(x.shape[-1]):
+    products = x[..., v : v + 1] * x[..., : v + 1]
+    products[..., -1] /= np.sqrt(2)
+    phi.append(products)
+  phi = np.concatenate(phi, -1)
+  z = np.einsum("mkr,mkv->krv", phi, value)
+  return PrefixState(z, phi.sum(0))
+
+
 def _full(fill: Any, *shape: int) -> np.ndarray:
   return np.full(shape, fill)
 
 
 _MASK = np.arange(T)[None, None, None] % 3 > 0
+_KEY_MASK = np.broadcast_to(np.arange(T) % 3 > 0, (B, T))
 _PRECISION = ("highest", "nonsense")
 _IMPLEMENTATION = ("xla", "nonsense")
 
@@ -136,6 +288,105 @@ _ALL = (
       "return_info": True,
     },
     neutral={
+      "chunk_size": (None, 0),
+      "implementation": _IMPLEMENTATION,
+      "precision": _PRECISION,
+    },
+  ),
+  Member(
+    fn=linear_attention,
+    oracle=_linear_oracle,
+    options=lambda num_keys: {},
+    effects={
+      "feature_map": "relu",
+      "normalize": False,
+      "key_mask": _KEY_MASK,
+      "min_denominator": 1e4,
+      "scale": 0.25,
+      "is_causal": True,
+    },
+    neutral={"implementation": _IMPLEMENTATION, "precision": _PRECISION},
+  ),
+  Member(
+    fn=relu_attention,
+    oracle=_relu_oracle,
+    options=_relu_options,
+    effects={
+      "threshold": 0.5,
+      "alpha": 1,
+      "mask": _MASK,
+      "scale": 0.25,
+      "is_causal": True,
+    },
+    neutral={"implementation": _IMPLEMENTATION, "precision": _PRECISION},
+  ),
+  Member(
+    fn=ntk_attention,
+    oracle=functools.partial(_prefix_oracle, log_kernel=_quadratic),
+    options=lambda num_keys: {
+      "state": _quadratic_state(num_keys),
+      "feature_map": taylor_map(2),
+      "block_sizes": BlockSizes(7, 5, 6, 4),
+    },
+    effects={
+      "state": _quadratic_state(T, seed=1),
+      # As many features, and others.
+      "feature_map": favor_map(jax.random.key(0), H, 45),
+      "bias": np.linspace(0, 1, T, dtype=np.float32)[None, None, None],
+      "mask": _MASK,
+      "scale": 0.25,
+      "is_causal": True,
+      "return_info": True,
+    },
+    neutral={
+      "allow_odd": (True, "yes"),
+      "block_sizes": (BlockSizes(4, 4, 4, 4), 128),
+      "implementation": _IMPLEMENTATION,
+      "precision": _PRECISION,
+    },
+    has_prefix=True,
+  ),
+  Member(
+    fn=prefix_attention,
+    oracle=_prefix_oracle,
+    options=_prefix,
+    effects={
+      "prefix_key": _prefix(T, seed=1)["prefix_key"],
+      "prefix_value": _prefix(T, seed=1)["prefix_value"],
+      "prefix_bias": 1.0,
+      "count_normalized": True,
+      "mask": _MASK,
+      "scale": 0.25,
+      "is_causal": True,
+    },
+    neutral={
+      "implementation": _IMPLEMENTATION,
+      "precision": _PRECISION,
+    },
+    has_prefix=True,
+  ),
+  Member(
+    fn=polynomial_attention,
+    oracle=_polynomial_oracle,
+    options=_polynomial_options,
+    effects={
+      "degree": 4,
+      "radius": 1.0,
+      "coefficients": "taylor",
+      "scale": 0.25,
+      "is_causal": True,
+      "key_mask": np.broadcast_to(_MASK[:, 0, 0], (B, T)),
+      "center_keys": True,
+      "key_shift": _full(np.float32(0.5), K, H),
+    },
+    neutral={
+      # Each needs another option beside it.
+      "sigma": (None, 0.3),
+      "sketch_dim": (None, 16),
+      "rng": (None, np.zeros(2, np.uint32)),
+      "allow_odd": (True, 1),
+      "local": ("exact", "nonsense"),
+      "backward": ("closed_form", "nonsense"),
       "chunk_size": (None, 0),
       "implementation": _IMPLEMENTATION,
       "precision": _PRECISION,

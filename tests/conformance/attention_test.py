@@ -164,9 +164,12 @@ def test_large_logits_do_not_overflow(name):
 @_all
 def test_query_that_sees_nothing_gives_zero(name):
   for dtype in ("bfloat16", "float32"):
-    for x in _masked(name, dtype)[0]:
+    out, dq, *others = _masked(name, dtype)[0]
+    # With a prefix it attends to that alone.
+    attended = [out, dq] if MEMBERS[name].has_prefix else []
+    for x in (out, dq, *others):
       assert jnp.isfinite(x).all()
-      assert not x[0].any()
+      assert x[0].any() == any(x is y for y in attended)
       assert x[1].any()
 
 
@@ -474,7 +477,8 @@ def test_every_public_attention_function_is_listed():
     fn = getattr(jaxattn.attention, name)
     if inspect.isfunction(inspect.unwrap(fn)):
       first = list(inspect.signature(fn).parameters)[:3]
-      if first == ["query", "key", "value"]:
+      # A fit returns parameters, not attention.
+      if first == ["query", "key", "value"] and not name.startswith("fit_"):
         found.add(name)
   assert "softmax_attention" in found
   assert found <= set(MEMBERS)

@@ -91,7 +91,8 @@ def test_taylor_features():
     got = taylor_features(x, degree, scale=0.3) @ taylor_features(
       y, degree, scale=0.3
     ).T
-    want = sum((0.3 * x @ y.T) ** j / special.factorial(j) for j in range(degree + 1))
+    powers = np.arange(degree + 1)[:, None, None]
+    want = ((0.3 * x @ y.T) ** powers / special.factorial(powers)).sum(0)
     np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-14)
     norms = (np.asarray(taylor_features(x, degree, scale=0.3)) ** 2).sum(-1)
     radius = 0.3 * (x**2).sum(-1)

@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxattn.attention import softmax_attention
+from jaxattn.attention import linear_attention as library_linear_attention
+from jaxattn.attention import (
+  polynomial_attention,
+  relu_attention,
+  softmax_attention,
+)
 from jaxattn.models import attention_fn
 
 _B, _T, _FEATURES, _HEADS = 2, 6, 8, 4
@@ -445,6 +450,33 @@ def test_equal_arguments_give_one_function():
   assert two is not attention_fn("topk", k=2.0)
 
 
+def test_names_stand_for_the_functions_of_the_library():
+  x, padding = _inputs(_B, _T, _HEADS, 2), _padding()
+  options = {"degree": 2, "radius": 4.0}
+
+  @jax.jit
+  def outputs(x):
+    low = attention_fn("polynomial", **options)
+    return [
+      (low(x, x, x, is_causal=True),
+       polynomial_attention(x, x, x, is_causal=True, **options)),
+      (low(x, x, x, mask=padding),
+       polynomial_attention(x, x, x, key_mask=padding[:, 0, 0], **options)),
+      (attention_fn("linear", feature_map="relu")(x, x, x, mask=padding),
+       library_linear_attention(
+         x, x, x, key_mask=padding[:, 0, 0], feature_map="relu")),
+      (attention_fn("relu", threshold=0.1)(x, x, x, mask=padding),
+       relu_attention(x, x, x, mask=padding, threshold=0.1)),
+    ]  # fmt: skip
+
+  for got, want in outputs(x):
+    np.testing.assert_allclose(got, want, atol=1e-12)
+  with pytest.raises(
+    ValueError, match=r"must have shape \(B, 1, 1, S\), becau"
+  ):
+    attention_fn("polynomial", **options)(x, x, x, mask=_causal(bool))
+
+
 def test_options_reach_the_attention():
   x = _inputs(_B, _T, _HEADS, 2)
   got = attention_fn("softmax", scale=0.3, local_window_size=(2, 0))(x, x, x)
@@ -455,7 +487,7 @@ def test_options_reach_the_attention():
 @pytest.mark.parametrize(
   ("attention", "options", "message"),
   [
-    ("sparse", {}, "one of 'softmax', 'dot_product', 'topk', got 'sparse'"),
+    ("sparse", {}, "one of 'softmax', .*, 'topk', got 'sparse'"),
     (
       linear_attention,
       {"degree": 4},
@@ -465,6 +497,7 @@ def test_options_reach_the_attention():
     ("softmax", {"return_residual": True}, "got 'return_residual'"),
     ("topk", {"k": 2, "return_info": True}, "got 'return_info'"),
     ("topk", {}, "topk_attention needs the option 'k'"),
+    ("polynomial", {"degree": 2}, "polynomial_attention needs the option 'rad"),
     (
       "softmax",
       {"scale": np.ones(2)},

@@ -1,0 +1,339 @@
+r"""Attention to a context and to the state of a prefix.
+
+With c the attention to the context alone, :math:`l = \log \sum_j e^{s_j}` and
+any M,
+
+.. math::
+
+  o(q) = \frac{e^{l - M} c + e^{-M} Z^\top \phi(q)}
+  {e^{l - M} + e^{-M} k^\top \phi(q)}:
+
+the state is one more part of an online softmax. M is the larger of l and of the
+logarithm of the prefix's sums, so that nothing overflows and what is largest is
+kept. If every ratio :math:`\phi(q) \cdot \phi(k) / e^{s\, q \cdot k}` over a
+prefix lies within :math:`1 \pm \epsilon`, outputs differ from exact ones by at
+most :math:`2 \epsilon / (1 - \epsilon) \max |v|`. Source: arXiv 2406.14036; the
+merge and the bound are this project's.
+"""
+
+import functools
+import math
+from typing import Any, Literal, NamedTuple, overload
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxattn import _checks, _compat
+from jaxattn.attention import _rows
+from jaxattn.attention.prefix.exact import context_part
+from jaxattn.attention.prefix.state import (
+  PrefixState,
+  check_scale,
+  check_state,
+  scale_of,
+)
+from jaxattn.features import FeatureMap, apply_feature_map
+from jaxattn.features.maps import as_feature_map
+from jaxattn.numerics._dtypes import accumulator
+from jaxattn.softmax import (
+  BlockSizes,
+  OnlineSoftmax,
+  online_softmax_finalize,
+  online_softmax_merge,
+)
+
+# Query features of a tile: 16 MiB of float32.
+_TILE_FEATURES = 1 << 22
+
+
+class NTKAttentionInfo(NamedTuple):
+  """What a prefix state did to each query, of the accumulation dtype.
+
+  Source: this project.
+
+  Attributes:
+    denominator: (B, T, N), in units of the largest of the sums over context
+      and prefix. Where it is near 0 or below, features of an odd degree (or a
+      fitted state) have left their range and the output means nothing.
+    prefix_mass: (B, T, N) share of the denominator that is the prefix's.
+  """
+
+  denominator: jax.Array
+  prefix_mass: jax.Array
+
+
+@overload
+def ntk_attention(
+  query: jax.Array,
+  key: jax.Array | None,
+  value: jax.Array | None,
+  state: PrefixState,
+  *,
+  feature_map: str | FeatureMap = ...,
+  bias: jax.Array | None = ...,
+  allow_odd: bool = ...,
+  block_sizes: BlockSizes | None = ...,
+  return_info: Literal[False] = ...,
+  scale: float | jax.Array | None = ...,
+  is_causal: bool = ...,
+  mask: jax.Array | None = ...,
+  implementation: str | None = ...,
+  precision: lax.PrecisionLike = ...,
+) -> jax.Array: ...
+
+
+@overload
+def ntk_attention(
+  query: jax.Array,
+  key: jax.Array | None,
+  value: jax.Array | None,
+  state: PrefixState,
+  *,
+  feature_map: str | FeatureMap = ...,
+  bias: jax.Array | None = ...,
+  allow_odd: bool = ...,
+  block_sizes: BlockSizes | None = ...,
+  return_info: Literal[True],
+  scale: float | jax.Array | None = ...,
+  is_causal: bool = ...,
+  mask: jax.Array | None = ...,
+  implementation: str | None = ...,
+  precision: lax.PrecisionLike = ...,
+) -> tuple[jax.Array, NTKAttentionInfo]: ...
+
+
+def ntk_attention(
+  query: jax.Array,
+  key: jax.Array | None,
+  value: jax.Array | None,
+  state: PrefixState,
+  *,
+  feature_map: str | FeatureMap = "elu",
+  bias: jax.Array | None = None,
+  allow_odd: bool = False,
+  block_sizes: BlockSizes | None = None,
+  return_info: bool = False,
+  scale: float | jax.Array | None = None,
+  is_causal: bool = False,
+  mask: jax.Array | None = None,
+  implementation: str | None = None,
+  precision: lax.PrecisionLike = None,
+) -> jax.Array | tuple[jax.Array, NTKAttentionInfo]:
+  r"""Attention to a context and to a prefix that is folded into a state.
+
+  .. math:: o(q) = \frac{\sum_j e^{s_j} v_j + Z^\top \phi(q)}
+    {\sum_j e^{s_j} + k^\top \phi(q)}
+
+  What it costs does not depend on the length of the prefix. With Taylor
+  features the state of a prefix approximates attention to it. With ``"elu"``
+  it does not: that map is a way to *train* a prefix (z and k are parameters),
+  and the sum over a given prefix is far from it. A causal mask, ``mask`` and
+  ``bias`` are about the context alone.
+
+  Args:
+    query: (B, T, N, H), or (T, N, H) without a batch; floating.
+    key: (B, S, K, H), the context. K divides N. None = no context.
+    value: (B, S, K, Hv), or None as ``key``.
+    state: of K or of N heads, of any floating dtype; has a gradient.
+    feature_map: "elu", "identity", "relu" or a ``FeatureMap``, applied to
+      queries times sqrt(scale).
+    bias: floating, broadcastable to (B, N, T, S), added to the logits of the
+      context.
+    allow_odd: permit Taylor features of odd degree, whose kernel is negative
+      where logits are (below -1 at degree 1, -1.6 at degree 3).
+    block_sizes: tile sizes of the context; speed and memory only.
+    return_info: also return the denominator and the share of the prefix.
+    scale: factor on the logits, positive; None = 1 / sqrt(H). May be traced.
+    is_causal: query t sees context keys 0 to t.
+    mask: boolean, broadcastable to (B, N, T, S); True = attend.
+    implementation: None or "xla".
+    precision: of the matrix products.
+
+  Returns:
+    (B, T, N, Hv) of the dtype of ``query``; with ``return_info`` also an
+    :class:`NTKAttentionInfo`.
+
+  Raises:
+    ValueError: if shapes, dtypes or options do not fit, for instance "degree
+      must be even unless allow_odd=True, got 1".
+
+  Cost:
+    2 T S (H + Hv) flops a head for the context and 2 T r Hv for the prefix,
+    r features; O(T + S + r Hv) memory beside a tile, also for the gradient.
+
+  Source:
+    arXiv 2406.14036.
+
+  Example:
+    >>> import jax
+    >>> from jaxattn.features import taylor_map
+    >>> q, k, v = 0.3 * jax.random.normal(jax.random.key(0), (3, 64, 2, 8))
+    >>> prefix = 0.3 * jax.random.normal(jax.random.key(1), (2, 1000, 2, 8))
+    >>> taylor = taylor_map(2)
+    >>> state = prefix_state_init(2, 45, 8)
+    >>> state = prefix_state_update(state, *prefix, feature_map=taylor)
+    >>> out = ntk_attention(q, k, v, state, feature_map=taylor)
+    >>> bool(abs(out - prefix_attention(q, k, v, *prefix)).max() < 1e-3)
+    True
+  """
+  query, state = jnp.asarray(query), PrefixState(*map(jnp.asarray, state))
+  key, value, bias, mask = (
+    None if x is None else jnp.asarray(x) for x in (key, value, bias, mask)
+  )
+  feature_map = as_feature_map(feature_map)
+  batched = _check_call(query, key, value, bias, mask, state, feature_map)
+  _rows.check_options(scale, is_causal, None)
+  check_scale(scale)
+  _checks.check_choice("implementation", implementation, (None, "xla"))
+  _checks.check_choice("allow_odd", allow_odd, (False, True))
+  _checks.check_choice("return_info", return_info, (False, True))
+  _check_degree(feature_map, allow_odd)
+  out = _ntk_attention(
+    *map(_checks.four_dims, (query, key, value, bias, mask)),
+    state,
+    feature_map,
+    scale,
+    is_causal=is_causal,
+    block_sizes=block_sizes,
+    return_info=return_info,
+    precision=precision,
+  )
+  return out if batched else jax.tree.map(lambda x: x[0], out)
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=(
+    "is_causal",
+    "block_sizes",
+    "return_info",
+    "precision",
+  ),
+)
+def _ntk_attention(
+  query: jax.Array,
+  key: jax.Array | None,
+  value: jax.Array | None,
+  bias: jax.Array | None,
+  mask: jax.Array | None,
+  state: PrefixState,
+  feature_map: FeatureMap,
+  scale: Any,
+  *,
+  is_causal: bool,
+  block_sizes: BlockSizes | None,
+  return_info: bool,
+  precision: lax.PrecisionLike,
+) -> Any:
+  dtype = accumulator(query.dtype)
+  wide = query.astype(dtype)
+  sums = functools.partial(_prefix_sums, precision)
+  sums = _compat.over_explicit_axes(sums, query)
+  acc, denom = sums(
+    feature_map, wide, *(x.astype(dtype) for x in state), scale_of(scale, query)
+  )
+  merged = prefix = _scaled(acc, denom, None)
+  if key is not None and value is not None:
+    key, value = key.astype(dtype), value.astype(dtype)
+    context = context_part(
+      wide, key, value, bias, mask, scale, is_causal, block_sizes, precision
+    )
+    prefix = _scaled(acc, denom, context.max)
+    merged = online_softmax_merge(context, prefix)
+  out = online_softmax_finalize(merged)[0].astype(query.dtype)
+  if not return_info:
+    return out
+  return out, NTKAttentionInfo(merged.denom, prefix.denom / merged.denom)
+
+
+def _scaled(
+  acc: jax.Array, denom: jax.Array, other: jax.Array | None
+) -> OnlineSoftmax:
+  """Sums over the prefix as a part that no other one exceeds.
+
+  Relative to the size of the sums rather than to 1: a state whose features
+  vanish must not hide a context with very negative logits.
+  """
+  size = jnp.maximum(jnp.abs(denom), jnp.abs(acc).max(-1))
+  peak = jnp.log(lax.stop_gradient(size))
+  if other is not None:
+    peak = jnp.maximum(peak, lax.stop_gradient(other))
+  # What is smaller than this is 0, and stays it.
+  least = math.log(jnp.finfo(denom.dtype).tiny)
+  weight = jnp.exp(-jnp.maximum(peak, least))
+  return OnlineSoftmax(acc * weight[..., None], denom * weight, peak)
+
+
+def _prefix_sums(
+  precision: lax.PrecisionLike,
+  feature_map: FeatureMap,
+  query: jax.Array,
+  z: jax.Array,
+  k: jax.Array,
+  scale: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """(B, T, N, Hv) and (B, T, N): features of queries times z and k."""
+  t, n = query.shape[1:3]
+  moments = jnp.concatenate((z, k[..., None]), -1)
+  moments = jnp.repeat(moments, n // len(moments), 0)
+
+  def one_tile(query: jax.Array) -> jax.Array:
+    phi = apply_feature_map(feature_map, query, scale=scale)
+    return jnp.einsum("bngtr,nrv->bngtv", phi, moments, precision=precision)
+
+  query = jnp.swapaxes(query, 1, 2)[:, :, None]
+  rows = query.shape[0] * n * moments.shape[1]
+  num_tiles = _rows.count_tiles(t, _TILE_FEATURES // rows)
+  if num_tiles == 1:
+    sums = one_tile(query)
+  else:
+    # Features of a tile are computed again for the gradient, not kept.
+    tiles = _rows.tile(query, num_tiles)
+    sums = _rows.untile(lax.map(jax.checkpoint(one_tile), tiles), t)
+  sums = jnp.swapaxes(sums[:, :, 0], 1, 2)
+  return sums[..., :-1], sums[..., -1]
+
+
+def _check_call(
+  query: jax.Array,
+  key: jax.Array | None,
+  value: jax.Array | None,
+  bias: jax.Array | None,
+  mask: jax.Array | None,
+  state: PrefixState,
+  feature_map: FeatureMap,
+) -> bool:
+  """Checks layout and state, and says whether there is a batch."""
+  if key is not None and value is not None:
+    sizes = _checks.check_attention(query, key, value, bias=bias, mask=mask)
+    heads = {"query": sizes.num_heads, "key": sizes.num_kv_heads}
+    dims = sizes.head_dim, sizes.value_dim
+    check_state(state, heads, feature_map, *dims)
+    return bool(sizes.batch)
+  for name, x in (
+    ("key", key),
+    ("value", value),
+    ("bias", bias),
+    ("mask", mask),
+  ):
+    if x is not None:
+      raise ValueError(f"{name} must be None without a context, got {x.shape}")
+  _checks.check_rank("query", query, (3, 4))
+  _checks.check_floating("query", query)
+  if 0 in query.shape:
+    raise ValueError(f"query must not be empty, got shape {query.shape}")
+  *batch, _, n, h = query.shape
+  check_state(state, None, feature_map, h, None)
+  if n % len(state.z):
+    raise ValueError(f"state.z has {len(state.z)} heads, query has {n}")
+  return bool(batch)
+
+
+def _check_degree(feature_map: FeatureMap, allow_odd: bool) -> None:
+  if feature_map.kind == "taylor" and not allow_odd:
+    (degree,) = feature_map.degrees
+    if degree % 2:
+      raise ValueError(
+        f"degree must be even unless allow_odd=True, got {degree}"
+      )

@@ -1,0 +1,132 @@
+"""The largest logit: what a polynomial in place of exp must cover.
+
+A polynomial that replaces exp is good on an interval [-R, R], and nothing in it
+notices a logit outside. R is therefore a promise about the data, and this
+module measures whether it is kept, exactly and without holding all logits.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import checkify
+
+from jaxattn import _checks
+from jaxattn.attention import _rows
+
+# Keys visited at a time; memory and speed only.
+_CHUNK_SIZE = 1024
+
+
+def logit_radius(
+  query: jax.Array,
+  key: jax.Array,
+  *,
+  radius: float | None = None,
+  scale: float | jax.Array | None = None,
+  is_causal: bool = False,
+  mask: jax.Array | None = None,
+  chunk_size: int | None = None,
+) -> jax.Array:
+  """Largest absolute logit among the pairs that attend to each other.
+
+  With ``radius`` the largest logit is also compared with that promise. Under
+  ``jax.experimental.checkify.checkify`` one that exceeds it raises; elsewhere
+  the comparison does nothing and costs nothing.
+
+  Args:
+    query: (B, T, N, H), or (T, N, H) without a batch; floating.
+    key: (B, S, K, H). K divides N: each key head serves N / K query heads.
+    radius: the promise, as given to ``polynomial_attention``; None = none.
+    scale: factor on the logits; None = 1 / sqrt(H). May be traced.
+    is_causal: query t sees keys 0 to t.
+    mask: boolean, broadcastable to (B, N, T, S); True = attend.
+    chunk_size: keys visited at a time; None = 1024. Memory and speed only.
+
+  Returns:
+    () of the accumulation dtype, without a gradient; NaN if a logit is, and 0
+    if no pair attends.
+
+  Raises:
+    ValueError: if shapes, dtypes or options do not fit, for instance "radius
+      must be positive, got 0.0".
+    checkify.JaxRuntimeError: from ``err.throw()`` of a checkified caller, as
+      "the logits reach 3.2, beyond the promised radius 2.0".
+
+  Cost:
+    T S H multiply-adds a head: as exact attention's logits, so a check to make
+    now and then. O(T + S) memory beside a tile of logits.
+
+  Source:
+    This project.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from jax.experimental import checkify
+    >>> x = jnp.array([3.0, -4.0]).reshape(2, 1, 1)
+    >>> print(logit_radius(x, x))
+    16.0
+    >>> checked = checkify.checkify(lambda x: logit_radius(x, x, radius=10.0))
+    >>> error, _ = checked(x)
+    >>> print(error.get().split(" (")[0])
+    the logits reach 16.0, beyond the promised radius 10.0
+  """
+  query, key = jnp.asarray(query), jnp.asarray(key)
+  mask = None if mask is None else jnp.asarray(mask)
+  _checks.check_attention(query, key, key, mask=mask)
+  _rows.check_options(scale, is_causal, chunk_size)
+  if radius is not None:
+    _checks.check_scalar("radius", radius)
+    _checks.check_positive("radius", radius)
+  operands = map(_checks.four_dims, (query, key, mask))
+  largest = _logit_radius(
+    *operands,
+    scale,
+    is_causal=is_causal,
+    chunk_size=_CHUNK_SIZE if chunk_size is None else chunk_size,
+  )
+  if radius is not None:
+    check_radius(largest, radius)
+  return largest
+
+
+def check_radius(largest: jax.Array, radius: float | jax.Array) -> None:
+  """Raises under checkify if ``largest``, (), exceeds ``radius``; else nothing.
+
+  Args:
+    largest: what :func:`logit_radius` found.
+    radius: the promise.
+  """
+  # Elsewhere a check for debugging vanishes; any other would be an error.
+  checkify.debug_check(
+    largest <= radius,  # False for NaN, too.
+    "the logits reach {largest}, beyond the promised radius {radius}",
+    largest=largest,
+    radius=jnp.asarray(radius, largest.dtype),
+  )
+
+
+@functools.partial(jax.jit, static_argnames=("is_causal", "chunk_size"))
+def _logit_radius(
+  query: jax.Array,
+  key: jax.Array,
+  mask: jax.Array | None,
+  scale: Any,
+  *,
+  is_causal: bool,
+  chunk_size: int,
+) -> jax.Array:
+  query, key, scale = lax.stop_gradient((query, key, scale))
+  call = _rows.rows(query, key, mask, scale=scale, is_causal=is_causal)
+
+  def first(logits: jax.Array, start: Any) -> jax.Array:
+    del start
+    hidden = logits == -jnp.inf
+    return jnp.where(hidden, 0, jnp.abs(logits)).max(-1)
+
+  def update(state: jax.Array, logits: jax.Array, start: Any) -> jax.Array:
+    return jnp.maximum(state, first(logits, start))
+
+  return _rows.fold_logits(call, chunk_size, first, update).max()

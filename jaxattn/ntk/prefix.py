@@ -1,0 +1,256 @@
+r"""The tangent kernel of a prefix whose values are its keys.
+
+One attention head that sees nothing but a prefix of m columns
+:math:`w_r \in R^d`, which are keys and, up to fixed signs :math:`a_r = \pm 1`,
+values too:
+
+.. math::
+
+  o(x) = \sum_r s_r a_r w_r, \qquad s = \mathrm{softmax}(W x).
+
+The model that is trained is :math:`f = m\, o`; the kernel is
+:math:`H = m \sum_\theta \partial_\theta o\, \partial_\theta o^\top
+= \tfrac1m \sum_\theta \partial_\theta f\, \partial_\theta f^\top`, which has a
+limit as m grows. Source: arXiv 2406.14036 for the model; the closed forms are
+this project's.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxattn import _checks
+
+# Floats of one block of prefix columns, over all data: 32 MiB.
+_BLOCK = 1 << 22
+_einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+
+
+def tied_prefix_output(w: jax.Array, a: jax.Array, x: jax.Array) -> jax.Array:
+  r"""Output of the tied prefix model, a convex combination of the a_r w_r.
+
+  .. math:: o(x) = \sum_r \mathrm{softmax}(W x)_r\, a_r w_r
+
+  Args:
+    w: (m, d) prefix columns, floating.
+    a: (m,) their signs.
+    x: (n, d) queries.
+
+  Returns:
+    (n, d). The model of the paper is m times this.
+
+  Raises:
+    ValueError: if shapes or dtypes do not fit.
+
+  Cost:
+    O(n m d) time, O(n m) memory.
+
+  Source:
+    arXiv 2406.14036, the model of its convergence theorem.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> w, a = jnp.ones((4, 3)), jnp.array([1.0, 1.0, 1.0, -1.0])
+    >>> print(tied_prefix_output(w, a, jnp.zeros((1, 3))))
+    [[0.5 0.5 0.5]]
+  """
+  w, a, x = map(jnp.asarray, (w, a, x))
+  _check(w, a, x=x)
+  return _output(w, a, x)
+
+
+def tied_prefix_jacobian(w: jax.Array, a: jax.Array, x: jax.Array) -> jax.Array:
+  r"""Derivatives of the output with respect to all prefix columns.
+
+  .. math:: \frac{\partial o(x)}{\partial w_r}
+    = s_r (a_r I + u_r x^\top), \qquad u_r = a_r w_r - o(x)
+
+  Args:
+    w: (m, d) prefix columns, floating.
+    a: (m,) their signs.
+    x: (n, d) queries.
+
+  Returns:
+    (n, d, m, d): output of a datum first, then the entry of ``w``.
+
+  Raises:
+    ValueError: if shapes or dtypes do not fit.
+
+  Cost:
+    O(n m d^2) time and memory; :func:`tied_prefix_ntk` never forms it.
+
+  Source:
+    this project.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> w, a = jnp.zeros((2, 1)), jnp.array([1.0, -1.0])
+    >>> print(tied_prefix_jacobian(w, a, jnp.ones((1, 1)))[0, 0, :, 0])
+    [ 0.5 -0.5]
+  """
+  w, a, x = map(jnp.asarray, (w, a, x))
+  _check(w, a, x=x)
+  return _jacobian(w, a, x)
+
+
+def tied_prefix_ntk(
+  w: jax.Array,
+  a: jax.Array,
+  x1: jax.Array,
+  x2: jax.Array | None = None,
+  *,
+  chunk_size: int | None = None,
+) -> jax.Array:
+  r"""Tangent kernel of the tied prefix model, in closed form.
+
+  With :math:`s, u` of x and :math:`s', u'` of x',
+
+  .. math::
+
+    H(x, x') = m \sum_r s_r s'_r \big[ a_r^2 I + a_r x' u_r'^\top
+    + a_r u_r x^\top + (x \cdot x')\, u_r u_r'^\top \big].
+
+  Args:
+    w: (m, d) prefix columns, floating.
+    a: (m,) their signs.
+    x1: (n1, d) queries.
+    x2: (n2, d) queries; None = ``x1``.
+    chunk_size: columns visited at a time; memory only. None = as many as fit
+      some tens of MiB.
+
+  Returns:
+    (n1, d, n2, d): outputs of x1 by outputs of x2; positive semidefinite as an
+    (n1 d, n1 d) matrix if ``x2`` is None.
+
+  Raises:
+    ValueError: if shapes or dtypes do not fit, or ``chunk_size`` is no
+      positive integer.
+
+  Cost:
+    O(n1 n2 d^2 m) time; O((n1 + n2) (m + d chunk_size) + n1 n2 d^2) memory.
+
+  Source:
+    the closed form is this project's; arXiv 2406.14036 studies the kernel.
+
+  Example:
+    >>> import jax
+    >>> w = jax.random.normal(jax.random.key(0), (256, 3))
+    >>> x = jax.random.normal(jax.random.key(1), (5, 3))
+    >>> tied_prefix_ntk(w, w[:, 0] * 0 + 1, x).shape
+    (5, 3, 5, 3)
+  """
+  w, a, x1 = map(jnp.asarray, (w, a, x1))
+  _check(w, a, x1=x1)
+  if x2 is not None:
+    x2 = jnp.asarray(x2)
+    _check(w, a, x2=x2)
+  m, d = w.shape
+  if chunk_size is None:
+    num_data = x1.shape[0] + (0 if x2 is None else x2.shape[0])
+    chunk_size = max(1, _BLOCK // (num_data * (d + 1)))
+  _checks.check_integer("chunk_size", chunk_size, 1, None)
+  return _ntk(w, a, x1, x2, min(chunk_size, m))
+
+
+def _check(w: jax.Array, a: jax.Array, **queries: jax.Array) -> None:
+  _checks.check_floating("w", w)
+  _checks.check_rank("w", w, 2)
+  _checks.check_shape("a", a, w.shape[:1], "(m,)")
+  for name, x in queries.items():
+    _checks.check_shape(name, x, (None, w.shape[1]), "(n, d)")
+    if x.dtype != w.dtype or a.dtype != w.dtype:
+      raise ValueError(
+        f"w, a and {name} must have one dtype, got {w.dtype}, {a.dtype} and "
+        f"{x.dtype}"
+      )
+
+
+def _weights(w: jax.Array, x: jax.Array) -> jax.Array:
+  """(n, m) softmax over the prefix."""
+  return jax.nn.softmax(_einsum("nd,md->nm", x, w), axis=-1)
+
+
+@jax.jit
+def _output(w: jax.Array, a: jax.Array, x: jax.Array) -> jax.Array:
+  return _einsum("nm,md->nd", _weights(w, x), a[:, None] * w)
+
+
+@jax.jit
+def _jacobian(w: jax.Array, a: jax.Array, x: jax.Array) -> jax.Array:
+  s, d = _weights(w, x), w.shape[1]
+  u = (a[:, None] * w)[None] - _output(w, a, x)[:, None]
+  own = _einsum("nm,m,ij->nimj", s, a, jnp.eye(d, dtype=w.dtype))
+  return own + _einsum("nm,nmi,nj->nimj", s, u, x)
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _ntk(
+  w: jax.Array,
+  a: jax.Array,
+  x1: jax.Array,
+  x2: jax.Array | None,
+  chunk_size: int,
+) -> jax.Array:
+  d = w.shape[1]
+  products = _factor_products(w, a, x1, x2, chunk_size)
+  x2 = x1 if x2 is None else x2
+  both, left, right, signs = (
+    products[:, :d, :, :d],
+    products[:, :d, :, d],
+    products[:, d, :, :d],
+    products[:, d, :, d],
+  )
+  kernel = _einsum("id,jd->ij", x1, x2)[:, None, :, None] * both
+  kernel += _einsum("ilj,ik->iljk", left, x1)
+  kernel += _einsum("ijk,jl->iljk", right, x2)
+  return kernel + _einsum("ij,lk->iljk", signs, jnp.eye(d, dtype=w.dtype))
+
+
+def _factor_products(
+  w: jax.Array,
+  a: jax.Array,
+  x1: jax.Array,
+  x2: jax.Array | None,
+  chunk_size: int,
+) -> jax.Array:
+  """M sum_r s s' (u_r, a_r) (u'_r, a_r)^T: (n1, d + 1, n2, d + 1).
+
+  All four terms of the kernel in one product over the prefix, summed over
+  blocks of columns; the last block is filled up with columns of weight 0.
+  """
+  m = w.shape[0]
+  num_chunks = -(-m // chunk_size)
+
+  def chunked(y: jax.Array, axis: int) -> jax.Array:
+    pad = [(0, 0)] * y.ndim
+    pad[axis] = (0, num_chunks * chunk_size - m)
+    y = jnp.pad(y, pad)
+    shape = (*y.shape[:axis], num_chunks, chunk_size, *y.shape[axis + 1 :])
+    return jnp.moveaxis(y.reshape(shape), axis, 0)
+
+  def prepare(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return chunked(_weights(w, x), 1), _output(w, a, x)
+
+  s1, o1 = prepare(x1)
+  s2, o2 = (s1, o1) if x2 is None else prepare(x2)
+
+  def factor(
+    s: jax.Array, o: jax.Array, beta: jax.Array, a: jax.Array
+  ) -> jax.Array:
+    signs = jnp.broadcast_to(a[None, :, None], (*s.shape, 1))
+    rows = jnp.concatenate((beta[None] - o[:, None], signs), -1)
+    return s[..., None] * rows
+
+  def step(total: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple:
+    s1, s2, beta, a = chunk
+    left = factor(s1, o1, beta, a)
+    right = left if x2 is None else factor(s2, o2, beta, a)
+    return total + m * _einsum("irp,jrq->ipjq", left, right), None
+
+  d = w.shape[1] + 1
+  total = jnp.zeros((len(o1), d, len(o2), d), w.dtype)
+  chunks = s1, s2, chunked(a[:, None] * w, 0), chunked(a, 0)
+  total, _ = lax.scan(step, total, chunks)
+  return total

@@ -1,0 +1,117 @@
+"""The experiment's own mathematics, its sizes, and that it runs."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import harness
+from experiments import multilayer_gradient as experiment
+from jaxattn.attention import softmax_attention
+
+pytest.importorskip("flax", reason="the models need flax")
+
+_CONFIG = "configs/multilayer_gradient.py"
+
+
+def test_dense_attention_in_tiles_is_softmax():
+  query, key, value, _ = experiment.table_inputs(jax.random.key(0), 4)
+  want = softmax_attention(query, key, value, scale=1.0)
+  for rows in (160, 100, 32):
+    got = experiment.dense_attention(query, key, value, rows=rows)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+def test_errors_of_the_table_by_hand():
+  d, rng = 4, jax.random.key(0)
+  query, key, value, g = (
+    np.asarray(x[0, :, 0]) for x in experiment.table_inputs(rng, d)
+  )
+
+  def attend(weights_fn, query, key, value):
+    weights = weights_fn(query @ key.T)
+    return weights / weights.sum(1, keepdims=True) @ value
+
+  def taylor(x):
+    return 1 + x + x**2 / 2
+
+  got = experiment.table_errors(rng, d)[:, 0]
+  results = []
+  for fn in (jnp.exp, taylor):
+    out, vjp = jax.vjp(functools.partial(attend, fn), query, key, value)
+    results.append((np.ravel(out), np.concatenate(vjp(g), None)))
+  want = [
+    np.linalg.norm(x - y) / np.linalg.norm(x + y)
+    for x, y in zip(*results, strict=True)
+  ]
+  np.testing.assert_allclose(got, want, rtol=1e-4)
+
+
+def test_spread_of_weights():
+  model = experiment.error_model(2)
+  params, (x, _) = experiment.error_inputs(jax.random.key(0), model, 32)
+  layers = params["params"]["layers"]
+  assert x.shape == (1, 32, 16)
+  assert (layers["mlp_norm"]["scale"] == 1).all()
+  for name, spread in (("query", 0.7), ("key", 0.7), ("mlp_in", 1.0)):
+    kernel = layers[name]["kernel"]
+    assert kernel.shape[0] == 2
+    np.testing.assert_allclose(kernel.std(), spread / 4, rtol=0.15)
+
+
+def test_text_models_differ_in_attention_alone():
+  config = harness.load_config(f"{_CONFIG}:cpu")
+  exact = experiment.text_model(config, "exact,R=2")
+  low = experiment.text_model(config, "degree=4,R=2")
+  np.testing.assert_allclose(exact.qk_norm**2, 2)
+  assert dict(low.attention_options)["radius"] == 2
+  assert dict(low.attention_options)["degree"] == 4
+  assert exact == low._replace(attention="softmax", attention_options=())
+  names = experiment._text_names(config)
+  assert len(names) == len(config.radii) * (1 + len(config.text_degrees))
+
+
+def test_race_takes_the_least_seconds():
+  seconds = experiment._race(2, {"a": jnp.sin, "b": jnp.cos}, jnp.ones(3))
+  assert set(seconds) == {"a", "b"}
+  assert all(0 < s < math.inf for s in seconds.values())
+
+
+def test_full_size_is_traced():
+  config = harness.load_config(f"{_CONFIG}:full")
+  n = max(config.lengths)
+  for attention in ("softmax", "polynomial"):
+    gradient, make = experiment.step(config, attention, 8, n)
+    params, x = jax.eval_shape(make, jax.random.key(0))
+    assert x.shape == (1, n, config.step_dim)
+    grads = jax.eval_shape(gradient, params, x)
+    assert jax.tree.structure(grads) == jax.tree.structure(params)
+
+  from jaxattn.models import Transformer
+
+  model = Transformer(experiment.text_model(config, "degree=4,R=4"))
+  shape = (config.batch_size, config.text_length + 1)
+  batch = jax.ShapeDtypeStruct(shape, jnp.int32)
+  rng = jax.eval_shape(lambda: jax.random.key(0))
+  params = jax.eval_shape(lambda rng, b: model.init(rng, b[:, 1:]), rng, batch)
+  loss = functools.partial(experiment.text_loss, model)
+  loss, _ = jax.eval_shape(loss, params, batch, rng)
+  assert loss.shape == ()
+  errors = jax.eval_shape(lambda r: experiment.table_errors(r, 12), rng)
+  assert errors.shape == (2, 2)
+
+
+def test_smoke(tmp_path):
+  config = harness.load_config(f"{_CONFIG}:smoke")
+  verdict = experiment.run(config, tmp_path / "a")
+  assert verdict.verdict == "inconclusive"
+  assert all(map(math.isfinite, verdict.measured.values()))
+  assert all(map(math.isfinite, verdict.timed.values()))
+  assert len(verdict.accepted) > 5
+  assert (tmp_path / "a" / "figure.png").stat().st_size > 10_000
+  # The points are stored: a second call only draws and decides again.
+  again = experiment.run(config, tmp_path / "a")
+  assert again.measured == verdict.measured

@@ -1,0 +1,359 @@
+"""The fixed network on top of softmax and linear attention, and its theory."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxattn.data import separation_dataset
+from jaxattn.models import (
+  separation_false_positive,
+  separation_network,
+  separation_transition,
+  separation_weight,
+)
+from tests._recompile import no_recompilation
+
+_DELTA = 0.01
+
+
+def _num_neurons(length):
+  return math.ceil(8 * math.log(length / _DELTA))
+
+
+def _signs(rng, num_neurons, dim):
+  return jax.random.rademacher(rng, (num_neurons, dim), jnp.float64)
+
+
+@functools.partial(
+  jax.jit, static_argnames=("attention", "num_seeds", "length", "dim", "m")
+)
+def _outputs(rng, amplitude, b, *, attention, num_seeds, length, dim, m):
+  """F over (num_seeds,) draws of position and signs."""
+
+  def one(rng):
+    place, sign = jax.random.split(rng)
+    a, _ = separation_dataset(
+      place,
+      length=length,
+      dim=dim,
+      amplitude=amplitude,
+      b=b,
+      dtype="float64",
+    )
+    signs = _signs(sign, m, dim)
+    return separation_network(a, signs, b=b, attention=attention)[0]
+
+  return jax.lax.map(one, jax.random.split(rng, num_seeds))
+
+
+# --- the weight of the special token ---
+
+
+@pytest.mark.parametrize(
+  ("length", "dim", "value"),
+  [(980, 100, 0.7875), (2000, 102, 0.8092), (4096, 258, 0.8293)],
+)
+def test_weight_is_that_of_the_dense_softmax(length, dim, value):
+  a, j3 = separation_dataset(
+    jax.random.key(0),
+    length=length,
+    dim=dim,
+    amplitude=0.7,
+    b=0.2,
+    dtype="float64",
+  )
+  rho = np.asarray(a[0]).sum(-1)
+  for row in (int(j3[0]), int(j3[0]) - 1):
+    scores = rho[row] * rho
+    weights = np.exp(scores - scores.max())
+    weight = weights[j3[0]] / weights.sum()
+    own = None if row == j3[0] else 0.0
+    got = separation_weight(length, 0.7, query_amplitude=own)
+    np.testing.assert_allclose(got, weight, rtol=1e-10)
+    if own is None:
+      assert abs(weight - value) < 5e-5
+
+
+def test_weight_tends_to_one_above_the_golden_ratio():
+  golden = (math.sqrt(5) - 1) / 2
+  for shift, limit in ((0.05, 1.0), (-0.05, 0.0)):
+    weights = [separation_weight(10**k, golden + shift) for k in (4, 40, 80)]
+    assert np.all(np.diff(np.abs(np.array(weights) - limit)) < 0)
+    np.testing.assert_allclose(weights[-1], limit, atol=1e-6)
+  np.testing.assert_allclose(separation_weight(10**6, golden), 0.5, atol=1e-6)
+
+
+# --- softmax separates, linear does not ---
+
+
+@pytest.mark.parametrize(
+  ("length", "dim", "b"), [(980, 100, 0.2), (4096, 258, 0.3)]
+)
+def test_separation(length, dim, b):
+  run = functools.partial(
+    _outputs,
+    num_seeds=40,
+    length=length,
+    dim=dim,
+    m=_num_neurons(length),
+  )
+  rng = jax.random.key(7)
+  assert (run(rng, 0.7, b, attention="softmax") > 0).sum() == 40
+  assert (run(rng, 0.1, b, attention="softmax") > 0).sum() == 0
+  assert (run(rng, 0.7, b, attention="linear") > 0).sum() == 0
+  assert (run(rng, 0.1, b, attention="linear") > 0).sum() == 0
+
+
+def test_fast_evaluation_is_the_dense_one():
+  rng = np.random.default_rng(0)
+  ones = 0
+  for i in range(20):
+    dim = int(rng.integers(4, 12))
+    length = (dim - 2) * int(rng.integers(2, 16))
+    amplitude, b = rng.uniform(0, 1.5), rng.uniform(0.1, 0.9)
+    a, _ = separation_dataset(
+      jax.random.key(i),
+      length=length,
+      dim=dim,
+      amplitude=amplitude,
+      b=b,
+      batch_size=2,
+      dtype="float64",
+    )
+    signs = rng.choice((-1.0, 1.0), (13, dim))
+    y = rng.standard_normal((dim, dim)) if i % 2 else None
+    for attention in ("softmax", "linear"):
+      run = functools.partial(
+        separation_network, a, signs, b=b, attention=attention, y=y
+      )
+      fast, dense = run(), run(x=jnp.ones((dim, dim)))
+      np.testing.assert_allclose(fast, dense, rtol=1e-9)
+      ones += int((fast > 0).sum())
+  assert 10 < ones < 80
+
+
+def test_cross_attention_is_the_dense_one_and_has_its_own_weight():
+  length, dim, b = 60, 12, 0.3
+  draw = functools.partial(
+    separation_dataset, length=length, dim=dim, b=b, dtype="float64"
+  )
+  a, j3 = draw(jax.random.key(0), amplitude=1.3, batch_size=3)
+  query, _ = draw(jax.random.key(1), amplitude=0.0, batch_size=3)
+  signs = _signs(jax.random.key(2), 20, dim)
+  for attention in ("softmax", "linear"):
+    run = functools.partial(
+      separation_network, a, signs, b=b, attention=attention, query=query[:, :7]
+    )
+    np.testing.assert_allclose(run(), run(x=jnp.ones((dim, dim))), rtol=1e-9)
+  scores = np.asarray(query[0]).sum(-1)[:1] * np.asarray(a[0]).sum(-1)
+  weight = np.exp(scores[j3[0]]) / np.exp(scores).sum()
+  got = separation_weight(length, 1.3, query_amplitude=0)
+  np.testing.assert_allclose(got, weight, rtol=1e-10)
+
+
+@pytest.mark.any_x64
+def test_more_than_two_row_sums_give_nan():
+  a = np.full((2, 6, 4), 0.5, np.float32)
+  a[1, 0] *= 2
+  a[1, 1] *= 3
+  out = separation_network(a, np.ones((1, 4), np.float32), b=0.5)
+  assert np.isnan(out[1])
+  assert np.isfinite(out[0])
+
+
+# --- the transition ---
+
+
+@pytest.mark.parametrize("margin", [0.1, 0.3])
+def test_predicted_transition_solves_its_equation(margin):
+  for asks in (None, 0.0):
+    a = separation_transition(2000, 0.2, margin=margin, query_amplitude=asks)
+    weight = separation_weight(2000, a, query_amplitude=asks)
+    np.testing.assert_allclose(weight * (a + 0.2), margin, rtol=1e-9)
+
+
+def test_predicted_transitions():
+  lengths = (500, 1000, 2000, 5000, 20000)
+  got = [separation_transition(n, 0.2) for n in lengths]
+  np.testing.assert_allclose(
+    got, [0.483, 0.496, 0.507, 0.518, 0.532], atol=1e-3
+  )
+  assert got[-1] < separation_transition(10**30, 0.2) < 0.619
+
+
+def test_measured_transition():
+  # The amplitude at which half of 30 seeds are separated, by bisection.
+  measured = []
+  for length, dim in ((500, 52), (1000, 102), (2000, 102)):
+    run = functools.partial(
+      _outputs,
+      jax.random.key(length),
+      b=0.2,
+      attention="softmax",
+      num_seeds=30,
+      length=length,
+      dim=dim,
+      m=_num_neurons(length),
+    )
+    low, high = 0.2, 0.8
+    for _ in range(8):
+      middle = (low + high) / 2
+      half = (run(amplitude=middle) > 0).mean() >= 0.5
+      low, high = (low, middle) if half else (middle, high)
+    predicted = separation_transition(length, 0.2)
+    assert predicted - 0.08 <= high <= predicted + 0.01
+    measured.append(high)
+  assert measured == sorted(set(measured))
+
+
+# --- false positives ---
+
+
+def _false_positives(dim, b, num_seeds, attention):
+  length = (dim - 2) * 8
+  m = 100
+  out = _outputs(
+    jax.random.key(dim),
+    0.0,
+    b,
+    attention=attention,
+    num_seeds=num_seeds,
+    length=length,
+    dim=dim,
+    m=m,
+  )
+  return float((out > 0).mean()), separation_false_positive(dim, b, m)
+
+
+@pytest.mark.parametrize("attention", ["softmax", "linear"])
+def test_false_positives(attention):
+  rate, predicted = _false_positives(102, 0.5, 400, attention)
+  error = math.sqrt(predicted * (1 - predicted) / 400)
+  assert abs(rate - predicted) < 4 * error
+
+
+def test_false_positives_fall_with_dim():
+  predicted = [separation_false_positive(d, 0.5, 100) for d in (22, 102, 402)]
+  assert predicted[0] > predicted[1] > predicted[2]
+  measured = [_false_positives(d, 0.5, 100, "softmax")[0] for d in (22, 102)]
+  assert measured[0] > measured[1]
+  np.testing.assert_allclose(
+    separation_false_positive(51, 0.2, 100), 0.011, atol=1e-3
+  )
+  assert separation_false_positive(100, 0.2, 100) < 1e-4
+  assert separation_false_positive(258, 0.3, 100) < 1e-4
+
+
+def test_false_positive_probability_by_counting():
+  # All sign vectors of length 8: (d - 2) / 2 + 0.05 (d - 2) / b = 4.8 pluses.
+  signs = np.array(np.meshgrid(*[[-1, 1]] * 7, indexing="ij")).reshape(7, -1)
+  fires = (0.5 * signs[:6].mean(0) > 0.1) & (signs[6] > 0)
+  want = 1 - (1 - fires.mean()) ** 5
+  np.testing.assert_allclose(separation_false_positive(8, 0.5, 5), want)
+
+
+# --- what the gap is, and what it is not ---
+
+
+def test_rows_of_linear_attention_are_all_the_same():
+  a, _ = separation_dataset(
+    jax.random.key(0), length=96, dim=50, amplitude=0.7, b=0.2, dtype="float64"
+  )
+  scores = np.einsum("id,jd->ij", a[0].sum(-1)[:, None], a[0].sum(-1)[:, None])
+  c = scores / scores.sum(-1, keepdims=True) @ np.asarray(a[0])
+  assert np.ptp(c, axis=0).max() <= 1e-12
+
+
+@pytest.mark.parametrize(("amplitude", "score"), [(0.1, 1.1), (0.7, 1.7)])
+def test_other_weights_let_linear_attention_separate(amplitude, score):
+  length, dim, b = 96, 50, 0.2
+  a, _ = separation_dataset(
+    jax.random.key(0), length=length, dim=dim, amplitude=amplitude, b=b,
+    dtype="float64",
+  )  # fmt: skip
+  x = jnp.zeros((dim, dim)).at[0, 0].set(1)
+  run = functools.partial(
+    separation_network, a, jnp.ones((1, dim)), b=b, attention="linear", x=x
+  )
+  size = math.sqrt(math.log(length))
+  # All other rows are 0, so F is the score of the special row above tau.
+  np.testing.assert_allclose(run()[0], (score - 0.9) * size, rtol=1e-12)
+  # A threshold between the two scores tells the two data sets apart.
+  assert (run(margin=0.6)[0] > 0) == (amplitude == 0.7)
+
+
+# --- what a caller relies on ---
+
+
+@pytest.mark.any_x64
+def test_float32_and_no_recompilation():
+  a, _ = separation_dataset(
+    jax.random.key(0), length=96, dim=50, amplitude=0.7, b=0.2, batch_size=2
+  )
+  signs = jax.random.rademacher(jax.random.key(1), (40, 50), jnp.float32)
+  out = jax.block_until_ready(separation_network(a, signs, b=0.2))
+  assert out.dtype == jnp.float32
+  assert out.shape == (2,)
+  others = jax.block_until_ready(-signs)
+  with no_recompilation():
+    separation_network(a, others, b=0.3)
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    (
+      {"attention": "relu"},
+      "attention must be one of 'softmax', 'linear', got",
+    ),
+    ({"b": 0.95}, r"b must be in \[0.1, 0.9\], got 0.95"),
+    ({"a": np.ones((8, 5))}, "a must have 3 dimensions"),
+    ({"a": np.ones((2, 1, 5))}, "length must be >= 2, got 1"),
+    ({"a": np.ones((2, 8, 5), int)}, "a must have a floating dtype"),
+    ({"signs": np.ones((3, 4))}, r"signs must have shape \(\*, 5\) = \(m, d\)"),
+    ({"signs": np.ones((0, 5))}, "num_neurons must be >= 1, got 0"),
+    ({"x": np.ones((5, 4))}, r"x must have shape \(5, 5\) = \(d, d\)"),
+    ({"y": np.ones((4, 5))}, r"y must have shape \(5, 5\) = \(d, d\)"),
+    ({"query": np.ones((1, 8, 5))}, r"query must have shape \(2, \*, 5\) = "),
+  ],
+)
+def test_refused_network(options, message):
+  good = {"a": np.ones((2, 8, 5)), "signs": np.ones((3, 5)), "b": 0.2}
+  with pytest.raises(ValueError, match=message):
+    separation_network(**(good | options))
+
+
+@pytest.mark.parametrize(
+  ("call", "message"),
+  [
+    (lambda: separation_weight(1, 0.7), "length must be >= 2, got 1"),
+    (lambda: separation_weight(9, -0.7), "amplitude must be non-negative, got"),
+    (
+      lambda: separation_weight(9, 0.7, query_amplitude=-1),
+      "query_amplitude must be non-negative, got -1",
+    ),
+    (lambda: separation_transition(1, 0.2), "length must be >= 2, got 1"),
+    (lambda: separation_transition(99, 0.0), r"b must be in \[0.1, 0.9\]"),
+    (
+      lambda: separation_transition(99, 0.2, margin=0.0),
+      r"margin must be in \(0, 1.2\), got 0.0",
+    ),
+    (
+      lambda: separation_transition(2, 0.9, margin=0.3),
+      r"margin must be crossed by an amplitude in \(0, 4\), got 0.3",
+    ),
+    (lambda: separation_false_positive(3, 0.2, 9), "dim must be >= 4, got 3"),
+    (lambda: separation_false_positive(9, 2.0, 9), r"b must be in \[0.1, 0.9"),
+    (
+      lambda: separation_false_positive(9, 0.2, 0),
+      "num_neurons must be >= 1, got 0",
+    ),
+  ],
+)
+def test_refused(call, message):
+  with pytest.raises(ValueError, match=message):
+    call()

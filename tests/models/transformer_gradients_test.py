@@ -1,0 +1,187 @@
+"""One attention for another in a transformer: gradients, errors, training."""
+
+import functools
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxattn.attention import attention_layer_gradients
+from jaxattn.models import Transformer, TransformerConfig
+
+_B, _T, _D = 2, 11, 8
+_CONFIG = TransformerConfig(
+  num_layers=3, dim=_D, num_heads=2, head_dim=2, mlp_ratio=2.0
+)
+
+
+def _polynomial(config, degree, radius, **options):
+  options = {"degree": degree, "radius": radius, **options}
+  return config._replace(
+    attention="polynomial", attention_options=tuple(options.items())
+  )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _params(config, ids=None, seed=0):
+  """Random parameters of float64; norms away from 1."""
+  ids = jnp.ones((1, 4, config.dim)) if ids is None else ids
+  params = Transformer(config).init(jax.random.key(seed), ids)
+  leaves, treedef = jax.tree.flatten(params)
+  rngs = jax.random.split(jax.random.key(seed + 1), len(leaves))
+  new = [
+    jnp.float64(x) + 0.2 * jax.random.normal(rng, x.shape)
+    for rng, x in zip(rngs, leaves, strict=True)
+  ]
+  return jax.tree.unflatten(treedef, new)
+
+
+def _inputs(*shape):
+  return jax.random.normal(jax.random.key(7), shape or (_B, _T, _D))
+
+
+# --- one attention for another ---
+
+
+def _value_and_grads(config, params, x, targets):
+  def loss(params, x):
+    return ((Transformer(config).apply(params, x) - targets) ** 2).sum() / 2
+
+  return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, x)
+
+
+def test_one_tree_of_parameters_and_one_function():
+  config = _CONFIG._replace(qk_norm=2**0.5)
+  high = _polynomial(config, 12, 2.0, local="polynomial")
+  x, targets = _inputs(2, _B, _T, _D)
+  params = _params(config)
+  stored = flax.serialization.to_bytes(params)
+  loaded = flax.serialization.from_bytes(_params(high, seed=5), stored)
+  want, want_grads = _value_and_grads(config, params, x, targets)
+  got, grads = _value_and_grads(high, loaded, x, targets)
+  np.testing.assert_allclose(got, want, atol=1e-8)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, atol=1e-8), grads, want_grads
+  )
+
+
+def test_attention_by_name_or_function():
+  def mean(query, key, value, *, is_causal=False, scale=None):
+    return jnp.broadcast_to(value.mean(1, keepdims=True), value.shape)
+
+  x, params = _inputs(), _params(_CONFIG)
+  names = ("softmax", "dot_product", "linear", "relu", mean)
+
+  @jax.jit
+  def outputs(params):
+    models = [Transformer(_CONFIG._replace(attention=n)) for n in names]
+    return [model.apply(params, x) for model in models]
+
+  softmax, dot_product, *others = outputs(params)
+  np.testing.assert_allclose(dot_product, softmax, atol=1e-5)
+  assert all(np.abs(out - softmax).max() > 1e-3 for out in others)
+
+
+@pytest.mark.parametrize("name", ["softmax", "polynomial"])
+def test_gradients_do_not_see_the_future(name):
+  config = _CONFIG
+  if name == "polynomial":
+    config = _polynomial(config, 4, 1.0, chunk_size=4)
+  params, x = _params(config), _inputs()
+
+  def loss(x):
+    return (Transformer(config).apply(params, x)[:, :6] ** 3).sum()
+
+  dx = jax.jit(jax.grad(loss))(x)
+  assert np.abs(dx[:, :6]).min() > 0
+  np.testing.assert_array_equal(dx[:, 6:], 0)
+
+
+def test_permuted_tokens_without_mask():
+  config = _CONFIG._replace(is_causal=False, positions=None)
+  params, x = _params(config), _inputs()
+  order = np.random.default_rng(0).permutation(_T)
+  for c in (config, _polynomial(config, 4, 1.0)):
+    out = jax.jit(functools.partial(Transformer(c).apply, params))
+    np.testing.assert_allclose(out(x[:, order]), out(x)[:, order], atol=1e-12)
+
+
+def test_one_plain_layer_is_the_closed_form():
+  config = TransformerConfig(
+    num_layers=1, dim=_D, num_heads=1, head_dim=_D, mlp_ratio=0,
+    residual=False, norm=None, positions=None, qk_norm=None,
+  )  # fmt: skip
+  params, (x, g) = _params(config), _inputs(2, _B, _T, _D)
+
+  def loss(params, x):
+    return (g * Transformer(config).apply(params, x)).sum()
+
+  grads, dx = jax.jit(jax.grad(loss, argnums=(0, 1)))(params, x)
+  w = {k: v["kernel"][0] for k, v in params["params"]["layers"].items()}
+  grads = {k: v["kernel"][0] for k, v in grads["params"]["layers"].items()}
+  w_q, w_k, w_v = (w[n][:, 0] for n in ("query", "key", "value"))
+  want = attention_layer_gradients(
+    x, w_q @ w_k.T, w_v, g @ w["out"][0].T, is_causal=True
+  )
+  close = functools.partial(np.testing.assert_allclose, atol=1e-10)
+  close(dx, want.dx)
+  close(grads["query"][:, 0], want.dw @ w_k)
+  close(grads["key"][:, 0], want.dw.T @ w_q)
+  close(grads["value"][:, 0], want.dw_v)
+
+
+def test_rematerialized_layers_have_the_same_gradients():
+  x, targets = _inputs(2, _B, _T, _D)
+  params = _params(_CONFIG)
+  kept = _CONFIG._replace(remat=False)
+  got = _value_and_grads(_CONFIG, params, x, targets)
+  want = _value_and_grads(kept, params, x, targets)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, atol=1e-10), got, want
+  )
+
+
+# --- training ---
+
+
+@pytest.mark.slow
+def test_trained_to_the_same_loss():
+  """200 steps of Adam on copying, 512 positions."""
+  config = TransformerConfig(vocab_size=32, dim=32, num_heads=4)
+  losses = {}
+  for degree in (0, 4):
+    low = _polynomial(config, degree, 1.0, local="polynomial")
+    losses[degree] = _train(low if degree else config)
+  assert losses[0] < 0.8 * np.log(32)
+  np.testing.assert_allclose(losses[4], losses[0], rtol=0.005)
+
+
+def _train(config, num_steps=200, length=512):
+  def batch(rng):
+    half = jax.random.randint(rng, (4, length // 2 + 1), 0, config.vocab_size)
+    return jnp.concatenate((half, half), 1)[:, : length + 1]
+
+  def loss(params, ids):
+    logits = Transformer(config).apply(params, ids[:, :-1])
+    nll = optax.softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:])
+    return nll.mean()
+
+  @jax.jit
+  def train(rng):
+    params = Transformer(config).init(rng, batch(rng)[:, :-1])
+    optimizer = optax.adam(2e-3)
+
+    def step(carry, rng):
+      params, state = carry
+      value, grads = jax.value_and_grad(loss)(params, batch(rng))
+      updates, state = optimizer.update(grads, state)
+      return (optax.apply_updates(params, updates), state), value
+
+    rngs = jax.random.split(rng, num_steps)
+    carry = (params, optimizer.init(params))
+    return jax.lax.scan(step, carry, rngs)[1]
+
+  return float(train(jax.random.key(0))[-10:].mean())

@@ -1,0 +1,322 @@
+"""The transformer against its formula, and one attention against another."""
+
+import functools
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import checkify
+
+from jaxattn.attention import logit_radius
+from jaxattn.features import rope
+from jaxattn.models import Transformer, TransformerConfig
+from tests import _dense
+
+_B, _T, _D = 2, 11, 8
+_CONFIG = TransformerConfig(
+  num_layers=3, dim=_D, num_heads=2, head_dim=4, mlp_ratio=2.0
+)
+
+
+def _polynomial(config, degree, radius, **options):
+  options = {"degree": degree, "radius": radius, **options}
+  return config._replace(
+    attention="polynomial", attention_options=tuple(options.items())
+  )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _params(config, ids=None, seed=0):
+  """Random parameters of float64; norms away from 1."""
+  ids = jnp.ones((1, 4, config.dim)) if ids is None else ids
+  params = Transformer(config).init(jax.random.key(seed), ids)
+  leaves, treedef = jax.tree.flatten(params)
+  rngs = jax.random.split(jax.random.key(seed + 1), len(leaves))
+  new = [
+    jnp.float64(x) + 0.2 * jax.random.normal(rng, x.shape)
+    for rng, x in zip(rngs, leaves, strict=True)
+  ]
+  return jax.tree.unflatten(treedef, new)
+
+
+def _inputs(*shape):
+  return jax.random.normal(jax.random.key(7), shape or (_B, _T, _D))
+
+
+# --- the formula ---
+
+
+def _norm(kind, params, x):
+  if kind is None:
+    return x
+  if kind == "layer":
+    x = x - x.mean(-1, keepdims=True)
+  y = x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+  weights = [params[n][None, None] for n in ("scale", "bias") if n in params]
+  return y * weights[0] + (weights[1] if len(weights) > 1 else 0)
+
+
+def _by_hand(config, params, x, positions=None):
+  """The model written down with dense matrices, layer by layer."""
+  params = params["params"]
+  positions = jnp.arange(x.shape[1]) if positions is None else positions
+  if not jnp.issubdtype(x.dtype, jnp.floating):
+    x = params["embed"]["embedding"][x]
+  for i in range(config.num_layers):
+    at = (lambda y: y) if config.tied_layers else (lambda y, i=i: y[i])
+    p = jax.tree.map(at, params["layers"])
+    y = _norm(config.norm, p.get("attention_norm"), x)
+    query, key, value = (
+      jnp.einsum("btd,dnh->btnh", y, p[n]["kernel"])
+      for n in ("query", "key", "value")
+    )
+    scale = config.head_dim**-0.5
+    if config.qk_norm:
+      scale = 1.0
+      query, key = (
+        z * config.qk_norm / jnp.linalg.norm(z, axis=-1, keepdims=True)
+        for z in (query, key)
+      )
+    if config.positions:
+      query, key = rope(query, positions), rope(key, positions)
+    seen = _dense.visible(*[x.shape[1]] * 2, is_causal=config.is_causal)
+    out, _ = _dense.dense_attention(
+      query, key, value, seen=seen[None, None], scale=scale
+    )
+    y = jnp.einsum("btnh,nhd->btd", out, p["out"]["kernel"])
+    x = x + y if config.residual else y
+    if config.mlp_ratio:
+      y = _norm(config.norm, p.get("mlp_norm"), x)
+      act = getattr(jax.nn, config.activation)
+      y = act(y @ p["mlp_in"]["kernel"]) @ p["mlp_out"]["kernel"]
+      x = x + y if config.residual else y
+  x = _norm(config.norm, params.get("norm"), x)
+  return x @ params["head"]["kernel"] if config.vocab_size else x
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},
+    {"norm": "layer", "qk_norm": None, "activation": "relu"},
+    {"norm": None, "residual": False, "is_causal": False, "positions": None},
+    {"mlp_ratio": 0, "tied_layers": True, "vocab_size": 13, "head_dim": 6},
+    {"activation": "tanh", "remat": False, "qk_norm": 2.0},
+  ],
+)
+def test_model_is_its_formula(changes):
+  config = _CONFIG._replace(**changes)
+  ids = jax.random.randint(jax.random.key(3), (_B, _T), 0, 13)
+  x = ids if config.vocab_size else _inputs()
+  params = _params(config, x)
+
+  @jax.jit
+  def outputs(params):
+    return Transformer(config).apply(params, x), _by_hand(config, params, x)
+
+  got, want = outputs(params)
+  np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+  assert got.shape == (_B, _T, config.vocab_size or _D)
+
+
+def test_positions_and_embedded_input():
+  config = _CONFIG._replace(vocab_size=13)
+  ids = jax.random.randint(jax.random.key(3), (_B, _T), 0, 13)
+  params = _params(config, ids)
+  rows = jnp.stack((jnp.arange(_T) + 5, 3 * jnp.arange(_T)))
+
+  @jax.jit
+  def outputs(params):
+    apply = functools.partial(Transformer(config).apply, params)
+    x = params["params"]["embed"]["embedding"][ids]
+    shifted = apply(ids, jnp.arange(_T) + 5)
+    return apply(ids), apply(x), shifted, apply(ids, rows)
+
+  plain, embedded, shifted, each = outputs(params)
+  np.testing.assert_allclose(embedded, plain, atol=1e-12)
+  # Only differences of positions matter.
+  np.testing.assert_allclose(shifted, plain, atol=1e-6)
+  np.testing.assert_allclose(each[0], plain[0], atol=1e-6)
+  assert np.abs(each[1] - plain[1]).max() > 1e-3
+
+
+# --- sizes ---
+
+
+def _largest_array(jaxpr):
+  """Elements of the largest array that a jaxpr makes, inner ones included."""
+  largest = 0
+  for eqn in jaxpr.eqns:
+    shapes = [getattr(v.aval, "shape", ()) for v in eqn.outvars]
+    largest = max(largest, *(int(np.prod(s)) for s in shapes), 0)
+    for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+      largest = max(largest, _largest_array(inner))
+  return largest
+
+
+def test_no_square_array_in_the_gradient():
+  t = 4096
+  config = _polynomial(_CONFIG._replace(vocab_size=13), 2, 1.0)
+  ids = jax.ShapeDtypeStruct((1, t), jnp.int32)
+  params = jax.eval_shape(Transformer(config).init, jax.random.key(0), ids)
+
+  def loss(params, ids):
+    return (Transformer(config).apply(params, ids) ** 2).sum()
+
+  jaxpr = jax.make_jaxpr(jax.grad(loss))(params, ids).jaxpr
+  assert t * config.dim <= _largest_array(jaxpr) < t**2 / 10
+
+
+def test_what_is_compiled_does_not_grow_with_depth():
+  x = _inputs()
+
+  def size(num_layers):
+    config = _CONFIG._replace(num_layers=num_layers)
+    params = jax.eval_shape(Transformer(config).init, jax.random.key(0), x)
+    return len(str(jax.make_jaxpr(Transformer(config).apply)(params, x)))
+
+  assert size(40) < 1.02 * size(3)
+
+
+def test_second_call_does_not_compile():
+  config = _CONFIG._replace(vocab_size=13)
+  ids = jnp.zeros((_B, _T), jnp.int32)
+  params = Transformer(config).init(jax.random.key(0), ids)
+  apply = jax.jit(Transformer(config).apply)
+  assert apply(params, ids).dtype == jnp.float32
+  apply(params, ids + 1)
+  assert apply._cache_size() == 1
+
+
+# --- statistics and the checked mode ---
+
+
+def test_logit_radius_of_each_layer():
+  config = _CONFIG._replace(num_layers=1, norm=None, qk_norm=None)
+  params, x = _params(config), _inputs()
+  apply = jax.jit(Transformer(config).apply, static_argnames="return_stats")
+  out, stats = apply(params, x, return_stats=True)
+  np.testing.assert_allclose(out, apply(params, x), atol=1e-12)
+  kernels = params["params"]["layers"]
+  query, key = (
+    rope(
+      jnp.einsum("btd,dnh->btnh", x, kernels[n]["kernel"][0]), jnp.arange(_T)
+    )
+    for n in ("query", "key")
+  )
+  want = logit_radius(query, key, is_causal=True)
+  np.testing.assert_allclose(stats.logit_radius, want[None])
+
+
+def test_normalized_queries_and_keys_bound_the_logits():
+  taus, x = (0.5, 2.0), _inputs()
+  params = jax.tree.map(lambda p: 100 * p, _params(_CONFIG))
+
+  @jax.jit
+  def radii(params):
+    models = [Transformer(_CONFIG._replace(qk_norm=tau)) for tau in taus]
+    return [m.apply(params, x, return_stats=True)[1][0] for m in models]
+
+  for tau, radius in zip(taus, radii(params), strict=True):
+    assert radius.shape == (3,)
+    assert (radius <= tau**2).all()
+    assert (radius > 0.8 * tau**2).all()
+
+
+def test_checked_mode():
+  config = _polynomial(_CONFIG._replace(qk_norm=None), 2, 1e-3)
+  params, x = _params(config), _inputs()
+  apply = functools.partial(Transformer(config).apply, return_stats=True)
+  error, _ = jax.jit(checkify.checkify(apply))(params, x)
+  with pytest.raises(checkify.JaxRuntimeError, match="beyond the promised rad"):
+    error.throw()
+  jax.jit(apply)(params, x)  # Not checked: no error.
+
+  def loss(params):
+    return apply(params, x)[0].sum()
+
+  error, _ = jax.jit(checkify.checkify(jax.grad(loss)))(params)
+  with pytest.raises(checkify.JaxRuntimeError, match="beyond the promised rad"):
+    error.throw()
+  config = _polynomial(_CONFIG, 2, 1.0)
+  apply = functools.partial(Transformer(config).apply, return_stats=True)
+  error, _ = jax.jit(checkify.checkify(apply))(params, x)
+  error.throw()
+
+
+# --- refused input ---
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"num_layers": 0}, "num_layers must be >= 1, got 0"),
+    ({"head_dim": 0}, "head_dim must be >= 1, got 0"),
+    ({"mlp_ratio": -1.0}, r"mlp_ratio must be non-negative, got -1\.0"),
+    ({"vocab_size": 0}, "vocab_size must be >= 1, got 0"),
+    (
+      {"norm": "batch"},
+      "norm must be one of 'rms', 'layer', None, g",
+    ),
+    (
+      {"positions": "sine"},
+      "positions must be one of 'rope', None, got",
+    ),
+    ({"activation": "erf"}, "activation must be one of 'gelu', .*, got 'erf'"),
+    ({"attention": "x"}, "attention must be one of 'softmax', .*, got 'x'"),
+    ({"qk_norm": 0.0}, r"qk_norm must be positive, got 0\.0"),
+    (
+      {"attention_options": (("dropout_rate", 0.1),)},
+      "softmax_attention takes the options .*, got 'dropout_rate'",
+    ),
+    (
+      {
+        "attention": "polynomial",
+        "attention_options": (("degree", 2), ("radius", 1.0)),
+        "qk_norm": 1.5,
+      },
+      r"qk_norm=1\.5 admits logits up to 2\.25, beyond the radius=1\.0",
+    ),
+    ({"head_dim": 3}, "even"),
+  ],
+)
+def test_bad_configuration_is_refused(changes, message):
+  config = _CONFIG._replace(**changes)
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(Transformer(config).init, jax.random.key(0), _inputs())
+
+
+@pytest.mark.parametrize(
+  ("vocab_size", "ids", "positions", "message"),
+  [
+    (None, np.ones((2, 5, 7)), None, r"ids must have shape \(\*, \*, 8\)"),
+    (
+      None,
+      np.ones((2, 5), int),
+      None,
+      "ids must be vectors .*vocab_size is",
+    ),
+    (13, np.ones((2, 5, 8), int), None, "ids must have 2 dimensions"),
+    (13, np.ones((2, 5), bool), None, "ids must be integers or vectors, got"),
+    (13, np.ones((2, 5), int), np.arange(4), r"positions must have shape \(5,"),
+    (
+      13,
+      np.ones((2, 5), int),
+      np.ones((3, 5), int),
+      r"shape \(2, 5\), got",
+    ),
+  ],
+)
+def test_bad_input_is_refused(vocab_size, ids, positions, message):
+  config = _CONFIG._replace(vocab_size=vocab_size)
+  init = Transformer(config).init
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(init, jax.random.key(0), ids, positions)
+
+
+def test_positions_without_a_use_are_refused():
+  init = Transformer(_CONFIG._replace(positions=None)).init
+  with pytest.raises(ValueError, match="positions must be None: the model tak"):
+    jax.eval_shape(init, jax.random.key(0), _inputs(), jnp.arange(_T))
