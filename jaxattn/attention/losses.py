@@ -153,9 +153,7 @@ def _check(
   _checks.check_shape("x", x, (a1.shape[1], a2.shape[1]), "columns of a1, a2")
   _checks.check_shape("a3", a3, (a2.shape[0], None), "rows of a2")
   _checks.check_shape("y", y, (a3.shape[1], None), "columns of a3")
-  _checks.check_shape(
-    "e", e, (a1.shape[0], y.shape[1]), "rows a1, cols y"
-  )
+  _checks.check_shape("e", e, (a1.shape[0], y.shape[1]), "rows a1, cols y")
   if scale is None:
     return 1 / a1.shape[1]
   _checks.check_scalar("scale", scale)

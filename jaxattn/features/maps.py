@@ -279,7 +279,8 @@ def _apply(
     features = taylor_features(x.astype(dtype), degree, scale=scale)
     return features.astype(x.dtype)
   transform = {
-    "elu": lambda x: jax.nn.elu(x) + 1,
+    # Not elu(x) + 1, which rounds exp(x) to 0 long before it is.
+    "elu": lambda x: jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0))),
     "identity": lambda x: x,
     "relu": jax.nn.relu,
     "favor": functools.partial(_favor, feature_map.arrays),

@@ -172,7 +172,7 @@ def taylor_features(
   Example:
     >>> import jax.numpy as jnp
     >>> phi = taylor_features(jnp.array([0.1, 0.2]), 6)
-    >>> print(jnp.round(phi @ phi, 4), round(math.exp(0.05), 4))
+    >>> print(f"{phi @ phi:.4f} {math.exp(0.05):.4f}")
     1.0513 1.0513
   """
   x = jnp.asarray(x)

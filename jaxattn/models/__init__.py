@@ -7,6 +7,8 @@ except ModuleNotFoundError as error:
     "jaxattn.models needs flax: pip install 'jaxattn[models]'"
   ) from error
 
+from jaxattn.models._gradient_error import GradientError as GradientError
+from jaxattn.models._gradient_error import gradient_error as gradient_error
 from jaxattn.models.adapters import attention_fn as attention_fn
 from jaxattn.models.classifier import (
   AttentionClassifier as AttentionClassifier,
@@ -25,11 +27,9 @@ from jaxattn.models.separation import (
   separation_transition as separation_transition,
 )
 from jaxattn.models.separation import separation_weight as separation_weight
-from jaxattn.models.transformer import GradientError as GradientError
 from jaxattn.models.transformer import Transformer as Transformer
 from jaxattn.models.transformer import TransformerConfig as TransformerConfig
 from jaxattn.models.transformer import TransformerStats as TransformerStats
-from jaxattn.models.transformer import gradient_error as gradient_error
 
 __all__ = [
   "AttentionClassifier",

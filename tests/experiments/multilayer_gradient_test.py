@@ -52,7 +52,7 @@ def test_errors_of_the_table_by_hand():
 
 def test_spread_of_weights():
   model = experiment.error_model(2)
-  params, (x, _) = experiment.error_inputs(jax.random.key(0), model, 32)
+  params, (x, _) = experiment.random_model([0], model, 32)
   layers = params["params"]["layers"]
   assert x.shape == (1, 32, 16)
   assert (layers["mlp_norm"]["scale"] == 1).all()
@@ -84,10 +84,10 @@ def test_full_size_is_traced():
   config = harness.load_config(f"{_CONFIG}:full")
   n = max(config.lengths)
   for attention in ("softmax", "polynomial"):
-    gradient, make = experiment.step(config, attention, 8, n)
-    params, x = jax.eval_shape(make, jax.random.key(0))
-    assert x.shape == (1, n, config.step_dim)
-    grads = jax.eval_shape(gradient, params, x)
+    model = experiment.step_model(config, attention, 8)
+    params, _ = experiment.random_model([0], model, 32)
+    x = jax.ShapeDtypeStruct((1, n, config.step_dim), jnp.float32)
+    grads = jax.eval_shape(experiment.step(model), params, x)
     assert jax.tree.structure(grads) == jax.tree.structure(params)
 
   from jaxattn.models import Transformer

@@ -233,3 +233,11 @@ def test_refused(call, message):
 def test_a_map_of_no_arrays_is_hashable():
   assert taylor_map(2) == FeatureMap("taylor", degrees=(2,))
   assert hash(taylor_map(2)) == hash(taylor_map(2))
+
+
+def test_elu_keeps_its_small_values():
+  x = jnp.array([-40.0, -1.0, 0.0, 2.0], jnp.float32)
+  want = np.where(x > 0, x + 1, np.exp(np.minimum(x, 0)))
+  np.testing.assert_allclose(apply_feature_map("elu", x), want, rtol=1e-6)
+  slopes = jax.vmap(jax.grad(lambda y: apply_feature_map("elu", y[None])[0]))(x)
+  np.testing.assert_allclose(slopes, np.exp(np.minimum(x, 0)), rtol=1e-6)

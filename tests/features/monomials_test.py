@@ -88,9 +88,10 @@ def test_feature_counts():
 def test_taylor_features():
   x, y = _normal(7, 5), _normal(6, 5, seed=1)
   for degree in (0, 1, 4):
-    got = taylor_features(x, degree, scale=0.3) @ taylor_features(
-      y, degree, scale=0.3
-    ).T
+    got = (
+      taylor_features(x, degree, scale=0.3)
+      @ taylor_features(y, degree, scale=0.3).T
+    )
     powers = np.arange(degree + 1)[:, None, None]
     want = ((0.3 * x @ y.T) ** powers / special.factorial(powers)).sum(0)
     np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-14)

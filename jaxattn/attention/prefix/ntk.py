@@ -167,6 +167,10 @@ def ntk_attention(
 
   Example:
     >>> import jax
+    >>> from jaxattn.attention import prefix_attention
+    >>> from jaxattn.attention import prefix_state_init, prefix_state_update
+    >>> from jaxattn.attention import prefix_attention, prefix_state_init
+    >>> from jaxattn.attention import prefix_state_update
     >>> from jaxattn.features import taylor_map
     >>> q, k, v = 0.3 * jax.random.normal(jax.random.key(0), (3, 64, 2, 8))
     >>> prefix = 0.3 * jax.random.normal(jax.random.key(1), (2, 1000, 2, 8))
