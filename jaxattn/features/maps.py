@@ -280,7 +280,7 @@ def _apply(
     return features.astype(x.dtype)
   transform = {
     # Not elu(x) + 1, which rounds exp(x) to 0 long before it is.
-    "elu": lambda x: jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0))),
+    "elu": lambda x: jnp.where(x > 0, x + 1, jnp.exp(jnp.where(x > 0, 0, x))),
     "identity": lambda x: x,
     "relu": jax.nn.relu,
     "favor": functools.partial(_favor, feature_map.arrays),
