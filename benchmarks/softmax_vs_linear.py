@@ -5,7 +5,7 @@ head, float32; the fixed network by two rows of attention against all scores.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -125,7 +125,7 @@ def _full_matrix(
 
 
 def _calls(
-  contestants: dict[str, Callable[..., object]], arrays: list[jax.Array]
+  contestants: Mapping[str, Callable[..., object]], arrays: list[jax.Array]
 ) -> dict[str, Callable[[], object]]:
   return {
     name: functools.partial(jax.jit(fn), *arrays)

@@ -68,11 +68,19 @@ class _Softmax(NamedTuple):
     self, query: jax.Array, key: jax.Array, value: jax.Array
   ) -> jax.Array:
     """The product of f and ``value``, whose gradient is the closed form."""
-    call = {"scale": self.scale, "is_causal": self.is_causal}
     if self.polynomial is None:
-      return softmax_attention(query, key, value, **call)
-    call |= {"backward": "closed_form", **self.polynomial._asdict()}
-    return polynomial_attention(query, key, value, **call)
+      return softmax_attention(
+        query, key, value, scale=self.scale, is_causal=self.is_causal
+      )
+    return polynomial_attention(
+      query,
+      key,
+      value,
+      scale=self.scale,
+      is_causal=self.is_causal,
+      backward="closed_form",
+      **self.polynomial._asdict(),
+    )
 
 
 def attention_layer_gradients(

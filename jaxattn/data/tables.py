@@ -36,5 +36,5 @@ def load_digits() -> tuple[np.ndarray, np.ndarray]:
     raise ImportError(
       "load_digits needs scikit-learn: pip install 'jaxattn[data]'"
     ) from error
-  table = datasets.load_digits()
-  return table.data.astype(np.float32), table.target.astype(np.int32)
+  pixels, labels = datasets.load_digits(return_X_y=True)
+  return np.asarray(pixels, np.float32), np.asarray(labels, np.int32)

@@ -17,7 +17,7 @@ algorithms 1 and 4; Dao, arXiv 2307.08691, section 3.1.
 import functools
 import math
 import numbers
-from typing import Any
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,46 @@ from jaxattn.softmax._tiles import Band
 from pallas_kernels.flash_attention import BlockSizes
 
 _IMPLEMENTATIONS = (None, "xla", "cudnn")
+
+
+@overload
+def softmax_attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  bias: jax.Array | None = ...,
+  mask: jax.Array | None = ...,
+  *,
+  scale: float | jax.Array | None = ...,
+  is_causal: bool = ...,
+  query_seq_lengths: jax.Array | None = ...,
+  key_value_seq_lengths: jax.Array | None = ...,
+  local_window_size: int | tuple[int, int] | None = ...,
+  return_residual: Literal[False] = ...,
+  block_sizes: BlockSizes | None = ...,
+  implementation: str | None = ...,
+  precision: lax.PrecisionLike = ...,
+) -> jax.Array: ...
+
+
+@overload
+def softmax_attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  bias: jax.Array | None = ...,
+  mask: jax.Array | None = ...,
+  *,
+  scale: float | jax.Array | None = ...,
+  is_causal: bool = ...,
+  query_seq_lengths: jax.Array | None = ...,
+  key_value_seq_lengths: jax.Array | None = ...,
+  local_window_size: int | tuple[int, int] | None = ...,
+  return_residual: Literal[True],
+  block_sizes: BlockSizes | None = ...,
+  implementation: str | None = ...,
+  precision: lax.PrecisionLike = ...,
+) -> tuple[jax.Array, jax.Array]: ...
 
 
 def softmax_attention(
