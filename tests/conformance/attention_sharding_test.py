@@ -1,4 +1,4 @@
-"""How every attention function must run on many devices; who is in the suite."""
+"""How every attention function must run on many devices; who must be here."""
 
 import functools
 import inspect
