@@ -3,7 +3,7 @@
   python -m experiments.multilayer_gradient \
     --config=configs/multilayer_gradient.py:cpu --workdir=/tmp/multilayer
 
-cpu, 2 cores: about four minutes, alone on the machine. Expect "reproduced":
+cpu, 2 cores: about five minutes, alone on the machine. Expect "reproduced":
 errors of one head within a factor of 2 of the published table (4.7 % at
 d = 4 falling to 0.8 % at d = 12) and a speed-up over dense attention of more
 than 26 at n = 5120 and 50 at n = 40960; training steps linear in length and
