@@ -62,11 +62,19 @@ def _signature(obj):
   """Names, kinds and defaults; how an annotation prints is Python's affair."""
   signature = inspect.signature(obj)
   parameters = [
-    p.replace(annotation=p.empty) for p in signature.parameters.values()
+    p.replace(annotation=p.empty)
+    for name, p in signature.parameters.items()
+    if name not in _inherited(obj)
   ]
   return str(
     signature.replace(parameters=parameters, return_annotation=signature.empty)
   )
+
+
+def _inherited(obj):
+  """What flax gives each module: a parent and a name."""
+  is_module = inspect.isclass(obj) and issubclass(obj, nn.Module)
+  return {"parent", "name"} if is_module else set()
 
 
 def _snapshot():
@@ -145,11 +153,8 @@ def test_class_is_documented(name):
   sections = _sections(cls)
   fields = getattr(cls, "_fields", None)
   if fields is None and dataclasses.is_dataclass(cls):
-    # flax gives each module a parent and a name.
-    inherited = {"parent", "name"} if issubclass(cls, nn.Module) else set()
-    fields = [
-      f.name for f in dataclasses.fields(cls) if f.name not in inherited
-    ]
+    names = (field.name for field in dataclasses.fields(cls))
+    fields = [name for name in names if name not in _inherited(cls)]
   if fields is None:
     fields = ()
     assert inspect.getdoc(cls)
