@@ -1,5 +1,15 @@
 """Attention functions: exact, sparse and, later, almost linear."""
 
+from jaxattn.attention._prefix import NTKAttentionInfo as NTKAttentionInfo
+from jaxattn.attention._prefix import PrefixState as PrefixState
+from jaxattn.attention._prefix import fit_prefix_state as fit_prefix_state
+from jaxattn.attention._prefix import ntk_attention as ntk_attention
+from jaxattn.attention._prefix import prefix_attention as prefix_attention
+from jaxattn.attention._prefix import (
+  prefix_state_downdate as prefix_state_downdate,
+)
+from jaxattn.attention._prefix import prefix_state_init as prefix_state_init
+from jaxattn.attention._prefix import prefix_state_update as prefix_state_update
 from jaxattn.attention.layer_gradients import LayerGradients as LayerGradients
 from jaxattn.attention.layer_gradients import (
   attention_layer_gradients as attention_layer_gradients,
@@ -18,16 +28,6 @@ from jaxattn.attention.losses import (
 from jaxattn.attention.polynomial import (
   polynomial_attention as polynomial_attention,
 )
-from jaxattn.attention.prefix import NTKAttentionInfo as NTKAttentionInfo
-from jaxattn.attention.prefix import PrefixState as PrefixState
-from jaxattn.attention.prefix import fit_prefix_state as fit_prefix_state
-from jaxattn.attention.prefix import ntk_attention as ntk_attention
-from jaxattn.attention.prefix import prefix_attention as prefix_attention
-from jaxattn.attention.prefix import (
-  prefix_state_downdate as prefix_state_downdate,
-)
-from jaxattn.attention.prefix import prefix_state_init as prefix_state_init
-from jaxattn.attention.prefix import prefix_state_update as prefix_state_update
 from jaxattn.attention.radius import logit_radius as logit_radius
 from jaxattn.attention.relu import relu_attention as relu_attention
 from jaxattn.attention.scores import SparsityProfile as SparsityProfile

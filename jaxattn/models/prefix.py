@@ -9,7 +9,7 @@ from jax import lax
 
 from jaxattn import _checks
 from jaxattn.attention import PrefixState, ntk_attention
-from jaxattn.attention.prefix.state import feature_dim
+from jaxattn.attention._prefix.state import feature_dim
 from jaxattn.features import FeatureMap
 from jaxattn.features.maps import as_feature_map
 

@@ -26,8 +26,8 @@ from jax import lax
 
 from jaxattn import _checks, _compat
 from jaxattn.attention import _rows
-from jaxattn.attention.prefix.exact import context_part
-from jaxattn.attention.prefix.state import (
+from jaxattn.attention._prefix.exact import context_part
+from jaxattn.attention._prefix.state import (
   PrefixState,
   check_scale,
   check_state,

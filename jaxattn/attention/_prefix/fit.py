@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxattn import _checks
-from jaxattn.attention.prefix import _least_squares
-from jaxattn.attention.prefix.exact import context_part
-from jaxattn.attention.prefix.state import (
+from jaxattn.attention._prefix import _least_squares
+from jaxattn.attention._prefix.exact import context_part
+from jaxattn.attention._prefix.state import (
   PrefixState,
   check_scale,
   scale_of,

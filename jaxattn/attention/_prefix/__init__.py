@@ -13,18 +13,18 @@ and denominator needs two arrays whose size does not depend on m,
 the sums over j over the context that the query sees. Source: arXiv 2406.14036.
 """
 
-from jaxattn.attention.prefix.exact import prefix_attention as prefix_attention
-from jaxattn.attention.prefix.fit import fit_prefix_state as fit_prefix_state
-from jaxattn.attention.prefix.ntk import NTKAttentionInfo as NTKAttentionInfo
-from jaxattn.attention.prefix.ntk import ntk_attention as ntk_attention
-from jaxattn.attention.prefix.state import PrefixState as PrefixState
-from jaxattn.attention.prefix.state import (
+from jaxattn.attention._prefix.exact import prefix_attention as prefix_attention
+from jaxattn.attention._prefix.fit import fit_prefix_state as fit_prefix_state
+from jaxattn.attention._prefix.ntk import NTKAttentionInfo as NTKAttentionInfo
+from jaxattn.attention._prefix.ntk import ntk_attention as ntk_attention
+from jaxattn.attention._prefix.state import PrefixState as PrefixState
+from jaxattn.attention._prefix.state import (
   prefix_state_downdate as prefix_state_downdate,
 )
-from jaxattn.attention.prefix.state import (
+from jaxattn.attention._prefix.state import (
   prefix_state_init as prefix_state_init,
 )
-from jaxattn.attention.prefix.state import (
+from jaxattn.attention._prefix.state import (
   prefix_state_update as prefix_state_update,
 )
 
