@@ -189,11 +189,11 @@ def taylor_norm_bound(radius: float, degree: int) -> float:
     \le \sum_{j \le g} \frac{R^j}{j!}
 
   Args:
-    radius: R >= 0, bound on s |x|^2.
+    radius: R >= 0, bound on s times the squared norm of x.
     degree: g, at least 0.
 
   Returns:
-    The bound; reached where s |x|^2 = R.
+    The bound; reached where that product is R.
 
   Raises:
     ValueError: if ``radius`` or ``degree`` is negative.
