@@ -97,7 +97,8 @@ def polynomial_attention(
     sketch_dim: None, or number of random features to take for each degree from
       2 on instead of all monomials, for large H: unbiased, with an error of
       about 1 / sqrt(sketch_dim) of the product of the norms to the power g.
-      Weights can be negative. Needs ``rng``; see :func:`jaxattn.features.sketched_map`.
+      Weights can be negative. Needs ``rng``; see
+      :func:`jaxattn.features.sketched_map`.
     rng: key of the sketch.
     allow_odd: permit odd degrees, whose weights change sign just left of -R.
     chunk_size: tokens at a time; None = chosen from sizes.
