@@ -1,4 +1,4 @@
-"""Polynomial attention: its dense formula, its error bound, its gradients."""
+"""Polynomial attention: its dense formula, its error bound, its refusals."""
 
 import functools
 import re
@@ -17,38 +17,12 @@ from jaxattn.features import (
 from tests._dense import dense_attention, value_and_vjp, visible
 from tests._jaxpr import array_sizes
 from tests._recompile import no_recompilation
-
-
-def _uniform(*shape, low=-1.0, high=1.0, seed=0):
-  return np.random.default_rng(seed).uniform(low, high, shape)
-
-
-def _inputs(n, dim, bound=1.0, heads=(1, 1), value_dim=None):
-  shapes = [(1, n, h, dim) for h in (heads[0], *heads[1:] * 2)]
-  arrays = [_uniform(*x, seed=i) * bound for i, x in enumerate(shapes)]
-  if value_dim is not None:
-    arrays[2] = _uniform(1, n, heads[1], value_dim, seed=9)
-  return list(map(jnp.asarray, arrays))
-
-
-def _weights(query, key, polynomial, seen=True, scale=None):
-  """(B, N, T, S) values of the polynomial, 0 where hidden."""
-  key = jnp.repeat(key, query.shape[2] // key.shape[2], 2)
-  scale = query.shape[-1] ** -0.5 if scale is None else scale
-  logits = scale * jnp.einsum("btnh,bsnh->bnts", query, key)
-  powers = [c * logits**j for j, c in enumerate(polynomial)]
-  return jnp.where(seen, functools.reduce(jnp.add, powers), 0)
-
-
-def _mean(weights, value):
-  value = jnp.repeat(value, weights.shape[1] // value.shape[2], 2)
-  weights = weights / weights.sum(-1, keepdims=True)
-  return jnp.einsum("bnts,bsnh->btnh", weights, value)
-
-
-def _centered(key):
-  return key - key.mean(1, keepdims=True)
-
+from tests.attention._polynomial import (
+  centered,
+  inputs,
+  mean,
+  weights_of,
+)
 
 # --- values ---
 
@@ -56,12 +30,12 @@ def _centered(key):
 @pytest.mark.parametrize("degree", [2, 4, 6, 8])
 def test_error_is_within_the_bound(degree):
   for bound in (0.5, 1.0, 1.5, 2.0):
-    query, key, value = _inputs(400, 4, bound)
-    logits = jnp.einsum("btnh,bsnh->bnts", query, _centered(key)) / 2
+    query, key, value = inputs(400, 4, bound)
+    logits = jnp.einsum("btnh,bsnh->bnts", query, centered(key)) / 2
     radius = float(jnp.abs(logits).max())
     polynomial = polynomial_coefficients(degree, radius)
     got = polynomial_attention(query, key, value, degree=degree, radius=radius)
-    dense = _mean(_weights(query, _centered(key), polynomial), value)
+    dense = mean(weights_of(query, centered(key), polynomial), value)
     np.testing.assert_allclose(got, dense, atol=1e-12)
     error = jnp.abs(got - softmax_attention(query, key, value))[0, :, 0]
     eps = polynomial_error(polynomial, radius)
@@ -73,27 +47,27 @@ def test_error_is_within_the_bound(degree):
 @pytest.mark.parametrize("heads", [(1, 1), (4, 2)])
 def test_causal_equals_the_masked_formula(heads):
   n, chunk = 257, 64
-  query, key, value = _inputs(n, 4, heads=heads, value_dim=3)
+  query, key, value = inputs(n, 4, heads=heads, value_dim=3)
   polynomial = polynomial_coefficients(4, 2.0)
   call = functools.partial(
     polynomial_attention, degree=4, radius=2.0, is_causal=True, chunk_size=chunk
   )
   seen = visible(n, n, is_causal=True)[None, None]
-  weights = _weights(query, key, polynomial, seen)
+  weights = weights_of(query, key, polynomial, seen)
   got = call(query, key, value, local="polynomial")
-  np.testing.assert_allclose(got, _mean(weights, value), atol=1e-12)
+  np.testing.assert_allclose(got, mean(weights, value), atol=1e-12)
   # 257 tokens in 5 chunks of 52; inside them exp.
   same = np.arange(n) // 52
   same = same[:, None] == same[None]
-  exact = jnp.where(seen, jnp.exp(_weights(query, key, [0.0, 1.0])), 0)
+  exact = jnp.where(seen, jnp.exp(weights_of(query, key, [0.0, 1.0])), 0)
   mixed = jnp.where(same[None, None], exact, weights)
   got = call(query, key, value)
-  np.testing.assert_allclose(got, _mean(mixed, value), atol=1e-12)
+  np.testing.assert_allclose(got, mean(mixed, value), atol=1e-12)
 
 
 @pytest.mark.parametrize("local", ["exact", "polynomial"])
 def test_the_future_changes_no_bit_of_the_past(local):
-  query, key, value = _inputs(257, 4)
+  query, key, value = inputs(257, 4)
   call = functools.partial(
     polynomial_attention,
     degree=2,
@@ -111,7 +85,7 @@ def test_the_future_changes_no_bit_of_the_past(local):
 
 
 def test_degenerate_cases():
-  query, key, value = _inputs(50, 4, heads=(2, 1))
+  query, key, value = inputs(50, 4, heads=(2, 1))
   call = functools.partial(polynomial_attention, degree=4, radius=1.0)
   mean = jnp.broadcast_to(value.mean(1, keepdims=True), (1, 50, 2, 4))
   np.testing.assert_allclose(call(0 * query, key, value), mean, atol=1e-15)
@@ -143,7 +117,7 @@ def test_degenerate_cases():
 
 
 def test_hidden_keys_may_be_nan():
-  query, key, value = _inputs(60, 4)
+  query, key, value = inputs(60, 4)
   mask = (jnp.arange(60) < 40)[None]
   poisoned = [x.at[:, 40:].set(jnp.nan) for x in (key, value)]
   for options in ({}, {"is_causal": True}, {"backward": "closed_form"}):
@@ -160,7 +134,7 @@ def test_hidden_keys_may_be_nan():
 
 
 def test_shifts_of_the_keys():
-  query, key, value = _inputs(64, 4)
+  query, key, value = inputs(64, 4)
   key += 3.0
   call = functools.partial(polynomial_attention, degree=4, radius=1.5)
   exact = softmax_attention(query, key, value)
@@ -193,136 +167,11 @@ def test_gaussian_coefficients_are_better_on_average():
 
 
 def test_float32_is_close_to_float64():
-  inputs = _inputs(2000, 4)
+  double = inputs(2000, 4)
   for degree in (4, 6, 8):
     call = functools.partial(polynomial_attention, degree=degree, radius=2.0)
-    single = call(*(x.astype(jnp.float32) for x in inputs))
-    assert jnp.abs(single - call(*inputs)).max() < 1e-6
-
-
-# --- gradients ---
-
-
-@pytest.mark.parametrize("options", [{}, {"is_causal": True, "chunk_size": 20}])
-def test_surrogate_is_the_gradient_of_the_formula(options):
-  n = 70
-  query, key, value = _inputs(n, 4, heads=(4, 2), value_dim=3)
-  cotangent = jnp.asarray(_uniform(1, n, 4, 3, seed=5))
-  polynomial = polynomial_coefficients(4, 2.0)
-  causal = options.get("is_causal", False)
-  seen = visible(n, n, is_causal=causal)[None, None]
-
-  def dense(query, key, value):
-    key = key if causal else _centered(key)
-    return _mean(_weights(query, key, polynomial, seen), value)
-
-  call = functools.partial(
-    polynomial_attention, degree=4, radius=2.0, local="polynomial", **options
-  )
-  args = cotangent, query, key, value
-  got = jax.jit(functools.partial(value_and_vjp, call))(*args)
-  want = jax.jit(functools.partial(value_and_vjp, dense))(*args)
-  for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-    np.testing.assert_allclose(g, w, atol=1e-11)
-
-
-def _exact_formula(weights, cotangent, query, key, value):
-  """Gradients of attention from its weights, (B, T, 1, H) and one head."""
-  probs = (weights / weights.sum(-1, keepdims=True))[0, 0]
-  dy, q, k, v = (x[0, :, 0] for x in (cotangent, query, key, value))
-  delta = (dy * (probs @ v)).sum(-1, keepdims=True)
-  logits = probs * (dy @ v.T - delta) * query.shape[-1] ** -0.5
-  return [x[None, :, None] for x in (logits @ k, logits.T @ q, probs.T @ dy)]
-
-
-@pytest.mark.parametrize("options", [{}, {"is_causal": True, "chunk_size": 20}])
-def test_closed_form_is_the_exact_formula_with_these_weights(options):
-  n = 70
-  query, key, value = _inputs(n, 4, value_dim=3)
-  cotangent = jnp.asarray(_uniform(1, n, 1, 3, seed=5))
-  causal = options.get("is_causal", False)
-  seen = visible(n, n, is_causal=causal)[None, None]
-  weights = _weights(query, key, polynomial_coefficients(2, 2.0), seen)
-  call = functools.partial(
-    polynomial_attention,
-    degree=2,
-    radius=2.0,
-    local="polynomial",
-    center_keys=False,
-    backward="closed_form",
-    **options,
-  )
-  args = cotangent, query, key, value
-  _, got = jax.jit(functools.partial(value_and_vjp, call))(*args)
-  for g, w in zip(got, _exact_formula(weights, *args), strict=True):
-    np.testing.assert_allclose(g, w, atol=1e-12)
-
-
-def test_gradient_errors_against_exact_attention():
-  """Closed form errs by eps of its degree, surrogate by that of one less."""
-  n = 600
-  query, key, value = _inputs(n, 4)
-  cotangent = jnp.asarray(_uniform(1, n, 1, 4, seed=5))
-  args = cotangent, query, key, value
-  _, exact = value_and_vjp(softmax_attention, *args)
-  scale, radius = 0.5, 2.0
-  errors = {}
-  for degree in (2, 4, 6):
-    eps = polynomial_error(polynomial_coefficients(degree, radius), radius)
-    for backward in ("surrogate", "closed_form"):
-      call = functools.partial(
-        polynomial_attention,
-        degree=degree,
-        radius=radius,
-        backward=backward,
-        center_keys=False,
-      )
-      _, got = jax.jit(functools.partial(value_and_vjp, call))(*args)
-      errors[backward, degree] = [
-        float(jnp.abs(g - w).max()) for g, w in zip(got, exact)
-      ]
-    norm = jnp.abs(cotangent).sum(-1).max()
-    bound = 5 * eps * scale * jnp.abs(key).max() * norm * jnp.abs(value).max()
-    assert errors["closed_form", degree][0] <= bound
-  for degree in (2, 4, 6):
-    assert errors["closed_form", degree][0] < errors["surrogate", degree][0]
-  for degree in (4, 6):
-    lower = errors["closed_form", degree - 2][0]
-    assert errors["surrogate", degree][0] < lower
-
-
-def test_second_derivatives():
-  query, key, value = _inputs(12, 3)
-  polynomial = polynomial_coefficients(2, 1.0)
-
-  def loss(attend, x):
-    return (attend(x, key, value) ** 2).sum()
-
-  def dense(x, key, value):
-    return _mean(_weights(x, _centered(key), polynomial), value)
-
-  call = functools.partial(polynomial_attention, degree=2, radius=1.0)
-  got, want = (
-    jax.jit(jax.hessian(functools.partial(loss, f), argnums=0))(query)
-    if f is dense
-    else jax.jit(jax.jacrev(jax.grad(functools.partial(loss, f))))(query)
-    for f in (call, dense)
-  )
-  np.testing.assert_allclose(got, want, atol=1e-11)
-
-
-def test_scale_may_be_traced_and_has_a_gradient():
-  args = _inputs(40, 4)
-
-  def loss(scale):
-    out = polynomial_attention(*args, degree=6, radius=2.0, scale=scale)
-    return (out**2).sum()
-
-  def exact(scale):
-    return (softmax_attention(*args, scale=scale) ** 2).sum()
-
-  got, want = jax.jit(jax.grad(loss))(0.4), jax.grad(exact)(0.4)
-  np.testing.assert_allclose(got, want, rtol=1e-3)
+    single = call(*(x.astype(jnp.float32) for x in double))
+    assert jnp.abs(single - call(*double)).max() < 1e-6
 
 
 # --- memory ---
@@ -349,7 +198,7 @@ def test_no_array_of_all_features_or_logits(is_causal, backward):
 
 
 def test_sketch_is_unbiased_and_gets_better():
-  query, key, value = _inputs(100, 6, 0.8)
+  query, key, value = inputs(100, 6, 0.8)
   call = functools.partial(polynomial_attention, degree=2, radius=1.0)
   exact = call(query, key, value)
   errors = []
@@ -440,7 +289,7 @@ def test_arbitrary_masks_have_no_place():
 
 
 def test_second_call_does_not_recompile():
-  query, key, value = _inputs(30, 4)
+  query, key, value = inputs(30, 4)
   call = functools.partial(polynomial_attention, degree=2, radius=1.0)
   call(query, key, value)
   other = 2 * query

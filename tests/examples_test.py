@@ -1,0 +1,12 @@
+"""Other examples in docstrings print what they say, too."""
+
+import pytest
+
+from tests._public import names_with_example, run_example
+
+_NAMES = [n for n in names_with_example() if ".attention." not in n]
+
+
+@pytest.mark.parametrize("name", _NAMES)
+def test_example_prints_what_it_says(name):
+  run_example(name)
