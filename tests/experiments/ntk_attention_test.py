@@ -1,7 +1,6 @@
 """The experiment's own mathematics, its sizes, and the claims it decides."""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -125,16 +124,3 @@ def test_refused_parts(tmp_path):
   config = _config(parts=("training", "dancing"))
   with pytest.raises(harness.UsageError, match="parts must be among training"):
     experiment.run(config, tmp_path)
-
-
-def test_smoke(tmp_path):
-  config = harness.load_config(f"{_CONFIG}:smoke")
-  with jax.enable_x64(False):
-    verdict = experiment.run(config, tmp_path / "a")
-  assert verdict.verdict == "inconclusive"
-  assert all(map(math.isfinite, verdict.measured.values()))
-  assert len(verdict.accepted) == 11
-  assert (tmp_path / "a" / "figure.png").stat().st_size > 10_000
-  # The points are stored: a second call only draws and decides again.
-  again = experiment.run(config, tmp_path / "a")
-  assert again.measured == verdict.measured

@@ -1,7 +1,6 @@
 """The experiment's own mathematics, its sizes, and the claims it decides."""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -155,16 +154,3 @@ def test_full_size_traces():
     return losses
 
   assert [x.shape for x in jax.eval_shape(shapes, rng)] == [(), ()]
-
-
-def test_smoke(tmp_path):
-  pytest.importorskip("sklearn", reason="the digits need scikit-learn")
-  config = harness.load_config(f"{_CONFIG}:smoke")
-  verdict = experiment.run(config, tmp_path / "a")
-  assert verdict.verdict == "inconclusive"
-  assert all(map(math.isfinite, verdict.measured.values()))
-  assert len(verdict.accepted) > 15
-  assert (tmp_path / "a" / "figure.png").stat().st_size > 10_000
-  # Points are stored and trainings saved: a second call only draws and decides.
-  again = experiment.run(config, tmp_path / "a")
-  assert again.measured == verdict.measured
