@@ -16,7 +16,6 @@ CHUNK_FEATURES = 1 << 20
 MIN_CHUNK, _MAX_CHUNK = 256, 2048
 _CAUSAL_CHUNK = 128
 
-
 # Features, cut along m.
 Blocks = tuple[jax.Array, ...]
 
@@ -62,7 +61,7 @@ class Spec(NamedTuple):
     """Multiplies (..., m, v) by the weights of the features."""
     if self.coefficients is None:
       return moments
-    weights = monomials.monomial_weights(dim, self.coefficients)
+    weights = _weights(dim, self.coefficients)
     return moments * jnp.asarray(weights, moments.dtype).reshape(
       (1,) * (moments.ndim - 2) + (-1, 1)
     )
@@ -77,6 +76,12 @@ class Spec(NamedTuple):
     for c in self.coefficients[-2::-1]:
       total = total * logits + jnp.asarray(c, logits.dtype)
     return total
+
+
+# A trace asks for them in each of its loops.
+@functools.lru_cache(maxsize=16)
+def _weights(dim: int, coefficients: tuple[float, ...]) -> np.ndarray:
+  return monomials.monomial_weights(dim, coefficients)
 
 
 def local_weights(q: jax.Array, k: jax.Array, spec: Spec) -> jax.Array:

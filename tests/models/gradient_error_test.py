@@ -9,36 +9,18 @@ import pytest
 
 from jaxattn.features import polynomial_coefficients, polynomial_error
 from jaxattn.models import Transformer, TransformerConfig, gradient_error
-
-_B, _T, _D = 2, 11, 8
-_CONFIG = TransformerConfig(
-  num_layers=3, dim=_D, num_heads=2, head_dim=2, mlp_ratio=2.0
+from tests.models._transformer import (
+  B,
+  D,
+  T,
+  polynomial,
+  random_params,
+  vectors,
 )
 
-
-def _polynomial(config, degree, radius, **options):
-  options = {"degree": degree, "radius": radius, **options}
-  return config._replace(
-    attention="polynomial", attention_options=tuple(options.items())
-  )
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _params(config, ids=None, seed=0):
-  """Random parameters of float64; norms away from 1."""
-  ids = jnp.ones((1, 4, config.dim)) if ids is None else ids
-  params = Transformer(config).init(jax.random.key(seed), ids)
-  leaves, treedef = jax.tree.flatten(params)
-  rngs = jax.random.split(jax.random.key(seed + 1), len(leaves))
-  new = [
-    jnp.float64(x) + 0.2 * jax.random.normal(rng, x.shape)
-    for rng, x in zip(rngs, leaves, strict=True)
-  ]
-  return jax.tree.unflatten(treedef, new)
-
-
-def _inputs(*shape):
-  return jax.random.normal(jax.random.key(7), shape or (_B, _T, _D))
+_CONFIG = TransformerConfig(
+  num_layers=3, dim=D, num_heads=2, head_dim=2, mlp_ratio=2.0
+)
 
 
 def _model(num_layers):
@@ -68,7 +50,7 @@ def _error_and_eps(num_layers, degree):
   _, stats = jax.jit(apply)(params, x)
   radius = float(stats.logit_radius.max())
   # Not the default, which attends to neighbors exactly.
-  config = _polynomial(config, degree, radius, local="polynomial")
+  config = polynomial(config, degree, radius, local="polynomial")
   error = gradient_error(params, (x, targets), config)
   eps = polynomial_error(polynomial_coefficients(degree, radius), radius)
   np.testing.assert_allclose(error.logit_radius, stats.logit_radius)
@@ -95,10 +77,10 @@ def test_gradient_error_by_depth_and_degree(num_layers):
 
 def test_gradient_error_by_hand():
   config = _CONFIG._replace(vocab_size=13)
-  ids = jax.random.randint(jax.random.key(3), (_B, _T + 1), 0, 13)
+  ids = jax.random.randint(jax.random.key(3), (B, T + 1), 0, 13)
   inputs, targets = ids[:, :-1], ids[:, 1:]
-  params = _params(config, inputs)
-  low = _polynomial(config, 2, 1.0, local="polynomial")
+  params = random_params(config, inputs)
+  low = polynomial(config, 2, 1.0, local="polynomial")
 
   def loss(params, x, config):
     log_p = jax.nn.log_softmax(Transformer(config).apply(params, x))
@@ -128,8 +110,8 @@ def test_gradient_error_by_hand():
 
 def test_exact_attention_has_no_error():
   config = _CONFIG._replace(tied_layers=True, norm="layer")
-  batch = tuple(_inputs(2, _B, _T, _D))
-  error = gradient_error(_params(config), batch, config)
+  batch = tuple(vectors(2, B, T, D))
+  error = gradient_error(random_params(config), batch, config)
   assert error.weights == error.inputs == 0
   assert error.relative.shape == (1,)
   assert error.logit_radius.shape == (3,)
@@ -137,6 +119,6 @@ def test_exact_attention_has_no_error():
 
 
 def test_bad_targets_are_refused():
-  params, x = _params(_CONFIG), _inputs()
+  params, x = random_params(_CONFIG), vectors()
   with pytest.raises(ValueError, match=r"targets must have shape \(2, 11, 8\)"):
     gradient_error(params, (x, x[:, 1:]), _CONFIG)

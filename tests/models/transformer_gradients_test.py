@@ -12,36 +12,18 @@ import pytest
 from jaxattn.attention import attention_layer_gradients
 from jaxattn.data import byte_batches, load_text
 from jaxattn.models import Transformer, TransformerConfig
-
-_B, _T, _D = 2, 11, 8
-_CONFIG = TransformerConfig(
-  num_layers=3, dim=_D, num_heads=2, head_dim=2, mlp_ratio=2.0
+from tests.models._transformer import (
+  B,
+  D,
+  T,
+  polynomial,
+  random_params,
+  vectors,
 )
 
-
-def _polynomial(config, degree, radius, **options):
-  options = {"degree": degree, "radius": radius, **options}
-  return config._replace(
-    attention="polynomial", attention_options=tuple(options.items())
-  )
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _params(config, ids=None, seed=0):
-  """Random parameters of float64; norms away from 1."""
-  ids = jnp.ones((1, 4, config.dim)) if ids is None else ids
-  params = Transformer(config).init(jax.random.key(seed), ids)
-  leaves, treedef = jax.tree.flatten(params)
-  rngs = jax.random.split(jax.random.key(seed + 1), len(leaves))
-  new = [
-    jnp.float64(x) + 0.2 * jax.random.normal(rng, x.shape)
-    for rng, x in zip(rngs, leaves, strict=True)
-  ]
-  return jax.tree.unflatten(treedef, new)
-
-
-def _inputs(*shape):
-  return jax.random.normal(jax.random.key(7), shape or (_B, _T, _D))
+_CONFIG = TransformerConfig(
+  num_layers=3, dim=D, num_heads=2, head_dim=2, mlp_ratio=2.0
+)
 
 
 # --- one attention for another ---
@@ -56,11 +38,11 @@ def _value_and_grads(config, params, x, targets):
 
 def test_one_tree_of_parameters_and_one_function():
   config = _CONFIG._replace(qk_norm=2**0.5)
-  high = _polynomial(config, 12, 2.0, local="polynomial")
-  x, targets = _inputs(2, _B, _T, _D)
-  params = _params(config)
+  high = polynomial(config, 12, 2.0, local="polynomial")
+  x, targets = vectors(2, B, T, D)
+  params = random_params(config)
   stored = flax.serialization.to_bytes(params)
-  loaded = flax.serialization.from_bytes(_params(high, seed=5), stored)
+  loaded = flax.serialization.from_bytes(random_params(high, seed=5), stored)
   want, want_grads = _value_and_grads(config, params, x, targets)
   got, grads = _value_and_grads(high, loaded, x, targets)
   np.testing.assert_allclose(got, want, atol=1e-8)
@@ -73,7 +55,7 @@ def test_attention_by_name_or_function():
   def mean(query, key, value, *, is_causal=False, scale=None):
     return jnp.broadcast_to(value.mean(1, keepdims=True), value.shape)
 
-  x, params = _inputs(), _params(_CONFIG)
+  x, params = vectors(), random_params(_CONFIG)
   names = ("softmax", "dot_product", "linear", "relu", mean)
 
   @jax.jit
@@ -90,8 +72,8 @@ def test_attention_by_name_or_function():
 def test_gradients_do_not_see_the_future(name):
   config = _CONFIG
   if name == "polynomial":
-    config = _polynomial(config, 4, 1.0, chunk_size=4)
-  params, x = _params(config), _inputs()
+    config = polynomial(config, 4, 1.0, chunk_size=4)
+  params, x = random_params(config), vectors()
 
   def loss(x):
     return (Transformer(config).apply(params, x)[:, :6] ** 3).sum()
@@ -103,19 +85,19 @@ def test_gradients_do_not_see_the_future(name):
 
 def test_permuted_tokens_without_mask():
   config = _CONFIG._replace(is_causal=False, positions=None)
-  params, x = _params(config), _inputs()
-  order = np.random.default_rng(0).permutation(_T)
-  for c in (config, _polynomial(config, 4, 1.0)):
+  params, x = random_params(config), vectors()
+  order = np.random.default_rng(0).permutation(T)
+  for c in (config, polynomial(config, 4, 1.0)):
     out = jax.jit(functools.partial(Transformer(c).apply, params))
     np.testing.assert_allclose(out(x[:, order]), out(x)[:, order], atol=1e-12)
 
 
 def test_one_plain_layer_is_the_closed_form():
   config = TransformerConfig(
-    num_layers=1, dim=_D, num_heads=1, head_dim=_D, mlp_ratio=0,
+    num_layers=1, dim=D, num_heads=1, head_dim=D, mlp_ratio=0,
     residual=False, norm=None, positions=None, qk_norm=None,
   )  # fmt: skip
-  params, (x, g) = _params(config), _inputs(2, _B, _T, _D)
+  params, (x, g) = random_params(config), vectors(2, B, T, D)
 
   def loss(params, x):
     return (g * Transformer(config).apply(params, x)).sum()
@@ -135,8 +117,8 @@ def test_one_plain_layer_is_the_closed_form():
 
 
 def test_rematerialized_layers_have_the_same_gradients():
-  x, targets = _inputs(2, _B, _T, _D)
-  params = _params(_CONFIG)
+  x, targets = vectors(2, B, T, D)
+  params = random_params(_CONFIG)
   kept = _CONFIG._replace(remat=False)
   got = _value_and_grads(_CONFIG, params, x, targets)
   want = _value_and_grads(kept, params, x, targets)
@@ -152,7 +134,7 @@ def test_rematerialized_layers_have_the_same_gradients():
 def test_trained_to_the_same_loss():
   """200 steps of Adam on characters, 512 positions."""
   exact = TransformerConfig(vocab_size=128, dim=32, num_heads=4)
-  low = _polynomial(exact, 4, 1.0, local="polynomial")
+  low = polynomial(exact, 4, 1.0, local="polynomial")
   batch_at = byte_batches(
     jax.random.key(1), load_text(), batch_size=2, length=512
   )

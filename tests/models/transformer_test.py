@@ -13,36 +13,19 @@ from jaxattn.attention import logit_radius
 from jaxattn.features import rope
 from jaxattn.models import Transformer, TransformerConfig
 from tests import _dense
-
-_B, _T, _D = 2, 11, 8
-_CONFIG = TransformerConfig(
-  num_layers=3, dim=_D, num_heads=2, head_dim=4, mlp_ratio=2.0
+from tests._jaxpr import array_sizes
+from tests.models._transformer import (
+  B,
+  D,
+  T,
+  polynomial,
+  random_params,
+  vectors,
 )
 
-
-def _polynomial(config, degree, radius, **options):
-  options = {"degree": degree, "radius": radius, **options}
-  return config._replace(
-    attention="polynomial", attention_options=tuple(options.items())
-  )
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _params(config, ids=None, seed=0):
-  """Random parameters of float64; norms away from 1."""
-  ids = jnp.ones((1, 4, config.dim)) if ids is None else ids
-  params = Transformer(config).init(jax.random.key(seed), ids)
-  leaves, treedef = jax.tree.flatten(params)
-  rngs = jax.random.split(jax.random.key(seed + 1), len(leaves))
-  new = [
-    jnp.float64(x) + 0.2 * jax.random.normal(rng, x.shape)
-    for rng, x in zip(rngs, leaves, strict=True)
-  ]
-  return jax.tree.unflatten(treedef, new)
-
-
-def _inputs(*shape):
-  return jax.random.normal(jax.random.key(7), shape or (_B, _T, _D))
+_CONFIG = TransformerConfig(
+  num_layers=3, dim=D, num_heads=2, head_dim=4, mlp_ratio=2.0
+)
 
 
 # --- the formula ---
@@ -108,9 +91,9 @@ def _by_hand(config, params, x, positions=None):
 )
 def test_model_is_its_formula(changes):
   config = _CONFIG._replace(**changes)
-  ids = jax.random.randint(jax.random.key(3), (_B, _T), 0, 13)
-  x = ids if config.vocab_size else _inputs()
-  params = _params(config, x)
+  ids = jax.random.randint(jax.random.key(3), (B, T), 0, 13)
+  x = ids if config.vocab_size else vectors()
+  params = random_params(config, x)
 
   @jax.jit
   def outputs(params):
@@ -118,20 +101,20 @@ def test_model_is_its_formula(changes):
 
   got, want = outputs(params)
   np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
-  assert got.shape == (_B, _T, config.vocab_size or _D)
+  assert got.shape == (B, T, config.vocab_size or D)
 
 
 def test_positions_and_embedded_input():
   config = _CONFIG._replace(vocab_size=13)
-  ids = jax.random.randint(jax.random.key(3), (_B, _T), 0, 13)
-  params = _params(config, ids)
-  rows = jnp.stack((jnp.arange(_T) + 5, 3 * jnp.arange(_T)))
+  ids = jax.random.randint(jax.random.key(3), (B, T), 0, 13)
+  params = random_params(config, ids)
+  rows = jnp.stack((jnp.arange(T) + 5, 3 * jnp.arange(T)))
 
   @jax.jit
   def outputs(params):
     apply = functools.partial(Transformer(config).apply, params)
     x = params["params"]["embed"]["embedding"][ids]
-    shifted = apply(ids, jnp.arange(_T) + 5)
+    shifted = apply(ids, jnp.arange(T) + 5)
     return apply(ids), apply(x), shifted, apply(ids, rows)
 
   plain, embedded, shifted, each = outputs(params)
@@ -145,32 +128,21 @@ def test_positions_and_embedded_input():
 # --- sizes ---
 
 
-def _largest_array(jaxpr):
-  """Elements of the largest array that a jaxpr makes, inner ones included."""
-  largest = 0
-  for eqn in jaxpr.eqns:
-    shapes = [getattr(v.aval, "shape", ()) for v in eqn.outvars]
-    largest = max(largest, *(int(np.prod(s)) for s in shapes), 0)
-    for inner in jax.extend.core.jaxprs_in_params(eqn.params):
-      largest = max(largest, _largest_array(inner))
-  return largest
-
-
 def test_no_square_array_in_the_gradient():
   t = 4096
-  config = _polynomial(_CONFIG._replace(vocab_size=13), 2, 1.0)
+  config = polynomial(_CONFIG._replace(vocab_size=13), 2, 1.0)
   ids = jax.ShapeDtypeStruct((1, t), jnp.int32)
   params = jax.eval_shape(Transformer(config).init, jax.random.key(0), ids)
 
   def loss(params, ids):
     return (Transformer(config).apply(params, ids) ** 2).sum()
 
-  jaxpr = jax.make_jaxpr(jax.grad(loss))(params, ids).jaxpr
-  assert t * config.dim <= _largest_array(jaxpr) < t**2 / 10
+  largest = max(array_sizes(jax.grad(loss), params, ids))
+  assert t * config.dim <= largest < t**2 / 10
 
 
 def test_what_is_compiled_does_not_grow_with_depth():
-  x = _inputs()
+  x = vectors()
 
   def size(num_layers):
     config = _CONFIG._replace(num_layers=num_layers)
@@ -182,7 +154,7 @@ def test_what_is_compiled_does_not_grow_with_depth():
 
 def test_second_call_does_not_compile():
   config = _CONFIG._replace(vocab_size=13)
-  ids = jnp.zeros((_B, _T), jnp.int32)
+  ids = jnp.zeros((B, T), jnp.int32)
   params = Transformer(config).init(jax.random.key(0), ids)
   apply = jax.jit(Transformer(config).apply)
   assert apply(params, ids).dtype == jnp.float32
@@ -195,15 +167,13 @@ def test_second_call_does_not_compile():
 
 def test_logit_radius_of_each_layer():
   config = _CONFIG._replace(num_layers=1, norm=None, qk_norm=None)
-  params, x = _params(config), _inputs()
+  params, x = random_params(config), vectors()
   apply = jax.jit(Transformer(config).apply, static_argnames="return_stats")
   out, stats = apply(params, x, return_stats=True)
   np.testing.assert_allclose(out, apply(params, x), atol=1e-12)
   kernels = params["params"]["layers"]
   query, key = (
-    rope(
-      jnp.einsum("btd,dnh->btnh", x, kernels[n]["kernel"][0]), jnp.arange(_T)
-    )
+    rope(jnp.einsum("btd,dnh->btnh", x, kernels[n]["kernel"][0]), jnp.arange(T))
     for n in ("query", "key")
   )
   want = logit_radius(query, key, is_causal=True)
@@ -211,8 +181,8 @@ def test_logit_radius_of_each_layer():
 
 
 def test_normalized_queries_and_keys_bound_the_logits():
-  taus, x = (0.5, 2.0), _inputs()
-  params = jax.tree.map(lambda p: 100 * p, _params(_CONFIG))
+  taus, x = (0.5, 2.0), vectors()
+  params = jax.tree.map(lambda p: 100 * p, random_params(_CONFIG))
 
   @jax.jit
   def radii(params):
@@ -226,8 +196,8 @@ def test_normalized_queries_and_keys_bound_the_logits():
 
 
 def test_checked_mode():
-  config = _polynomial(_CONFIG._replace(qk_norm=None), 2, 1e-3)
-  params, x = _params(config), _inputs()
+  config = polynomial(_CONFIG._replace(qk_norm=None), 2, 1e-3)
+  params, x = random_params(config), vectors()
   apply = functools.partial(Transformer(config).apply, return_stats=True)
   error, _ = jax.jit(checkify.checkify(apply))(params, x)
   with pytest.raises(checkify.JaxRuntimeError, match="beyond the promised rad"):
@@ -240,7 +210,7 @@ def test_checked_mode():
   error, _ = jax.jit(checkify.checkify(jax.grad(loss)))(params)
   with pytest.raises(checkify.JaxRuntimeError, match="beyond the promised rad"):
     error.throw()
-  config = _polynomial(_CONFIG, 2, 1.0)
+  config = polynomial(_CONFIG, 2, 1.0)
   apply = functools.partial(Transformer(config).apply, return_stats=True)
   error, _ = jax.jit(checkify.checkify(apply))(params, x)
   error.throw()
@@ -285,7 +255,7 @@ def test_checked_mode():
 def test_bad_configuration_is_refused(changes, message):
   config = _CONFIG._replace(**changes)
   with pytest.raises(ValueError, match=message):
-    jax.eval_shape(Transformer(config).init, jax.random.key(0), _inputs())
+    jax.eval_shape(Transformer(config).init, jax.random.key(0), vectors())
 
 
 @pytest.mark.parametrize(
@@ -319,4 +289,4 @@ def test_bad_input_is_refused(vocab_size, ids, positions, message):
 def test_positions_without_a_use_are_refused():
   init = Transformer(_CONFIG._replace(positions=None)).init
   with pytest.raises(ValueError, match="positions must be None: the model tak"):
-    jax.eval_shape(init, jax.random.key(0), _inputs(), jnp.arange(_T))
+    jax.eval_shape(init, jax.random.key(0), vectors(), jnp.arange(T))
