@@ -14,7 +14,6 @@ Four questions of arXiv 2408.13233:
 import functools
 import math
 import os
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -168,13 +167,11 @@ def table_seconds_point(config: Config, d: int) -> dict[str, Any]:
     "tiled": functools.partial(softmax_attention, scale=1.0),
     "dense": functools.partial(dense_attention, rows=config.dense_rows),
   }
-  return _race(
-    config.repeats,
-    {
-      name: functools.partial(jax.jit(fn), *args)
-      for name, fn in contestants.items()
-    },
-  )
+  runs = {
+    name: functools.partial(jax.jit(fn), *args)
+    for name, fn in contestants.items()
+  }
+  return harness.least_seconds(runs, rounds=config.repeats)
 
 
 def dense_attention(
@@ -189,21 +186,6 @@ def dense_attention(
   tiles = jnp.moveaxis(query.reshape(b, t // rows, rows, n, h), 1, 0)
   out = lax.map(lambda q: attend(q, key, value), tiles)
   return jnp.moveaxis(out, 0, 1).reshape(query.shape)
-
-
-def _race(
-  repeats: int, contestants: dict[str, Callable[[], Any]]
-) -> dict[str, float]:
-  """Least seconds of each, run in turn after compilation and a warm-up."""
-  for run in contestants.values():
-    jax.block_until_ready(run())
-  seconds = dict.fromkeys(contestants, math.inf)
-  for _ in range(repeats):
-    for name, run in contestants.items():
-      start = time.perf_counter()
-      jax.block_until_ready(run())
-      seconds[name] = min(seconds[name], time.perf_counter() - start)
-  return seconds
 
 
 # --- seconds of a step ---
@@ -226,7 +208,7 @@ def step_seconds_point(config: Config, n: int) -> dict[str, Any]:
     params, (x, _) = random_model([config.seed], model, n)
     params = jax.tree.map(jnp.asarray, params)
     contestants[name] = functools.partial(jax.jit(step(model)), params, x)
-  return _race(config.repeats, contestants)
+  return harness.least_seconds(contestants, rounds=config.repeats)
 
 
 def step_model(config: Config, attention: str, num_layers: int) -> Any:

@@ -15,7 +15,6 @@ Four questions about arXiv 2302.13214 and arXiv 2402.04497, on one head:
 import functools
 import math
 import os
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -48,7 +47,6 @@ _MODES_OF_FIGURE = ("forward", "forward and backward")
 _BACKWARDS = ("surrogate", "closed_form")
 # Below this an error in float64 is one of rounding.
 _ROUNDING = 1e-12
-_MAX_ROUNDS = 50
 _TICKS = (10, 20, 50, 100, 200, 500, 1000, 2000)
 
 # A ConfigDict: what type a field has is known at run time only.
@@ -140,12 +138,9 @@ def time_point(
   for g in degrees:
     calls[f"degree={g}"] = timed_call(g, is_causal, with_gradient)
   runs = {name: functools.partial(call, *args) for name, call in calls.items()}
-  for call in runs.values():
-    jax.block_until_ready(call())
-  return {
-    name: min(x)
-    for name, x in _race(runs, config.rounds, config.seconds_per_point).items()
-  }
+  return harness.least_seconds(
+    runs, rounds=config.rounds, at_least=config.seconds_per_point
+  )
 
 
 def timed_call(
@@ -167,22 +162,6 @@ def timed_call(
     return out, vjp(cotangent)
 
   return jax.jit(backward if with_gradient else forward)
-
-
-def _race(
-  runs: dict[str, Callable[[], Any]], rounds: int, at_least: float
-) -> dict[str, list[float]]:
-  """Seconds of each, ``rounds`` times and more if that took little time."""
-  seconds: dict[str, list[float]] = {name: [] for name in runs}
-  start = time.perf_counter()
-  for i in range(_MAX_ROUNDS):
-    if i >= rounds and time.perf_counter() - start > at_least:
-      break
-    for name, call in runs.items():
-      begin = time.perf_counter()
-      jax.block_until_ready(call())
-      seconds[name].append(time.perf_counter() - begin)
-  return seconds
 
 
 def crossover(
