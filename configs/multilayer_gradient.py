@@ -44,13 +44,15 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.table_seeds = (4, 1)
   # Queries at a time of dense attention, whose whole matrix may not fit.
   config.dense_rows = 4096
-  config.repeats = 5
+  config.repeats = 3
 
   # Seconds of a gradient, by length and depth; exact attention, one layer.
   config.lengths = (2048, 4096, 8192, 16384)
   config.depths = (1, 2, 4, 8)
   config.step_dim, config.step_heads = 32, 4
   config.step_degree = 2
+  # Up to where attention with its whole matrix is timed beside them.
+  config.dense_length = 8192
 
   # Error of a whole model's gradient, by degree and depth.
   config.error_depths = (1, 2, 4, 8, 12)

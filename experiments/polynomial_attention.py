@@ -114,17 +114,19 @@ def _times(wd: harness.Workdir, mode: str) -> dict[str, np.ndarray]:
       f"time/{mode.replace(' ', '_')}/dim={dim}/n={n}",
       functools.partial(time_point, config, mode, dim, degrees, n),
     )
-    seconds.setdefault(f"exact {dim}", []).append(point["exact"])
-    for g in degrees:
-      seconds.setdefault(f"{dim}, {g}", []).append(point[f"degree={g}"])
+    for name, value in point.items():
+      degree = name.removeprefix("degree=")
+      key = f"exact {dim}" if name == "exact" else f"{dim}, {degree}"
+      seconds.setdefault(key, []).append(value)
   return {name: np.array(x) for name, x in seconds.items()}
 
 
 def _grid(config: Config, mode: str) -> tuple[tuple[Sizes, ...], list[int]]:
-  """Sizes and lengths that a mode is timed at."""
+  """Sizes and lengths that a mode is timed at, exact up to some of them."""
   sizes = config.causal_sizes if _MODES[mode][0] else config.sizes
   least = 0 if mode == "forward" else config.slope_from
-  return sizes, [n for n in config.lengths if n >= least]
+  lengths = (*config.lengths, *config.long_lengths)
+  return sizes, [n for n in lengths if n >= least]
 
 
 def time_point(
@@ -134,10 +136,13 @@ def time_point(
   is_causal, with_gradient = _MODES[mode]
   rng = jax.random.fold_in(jax.random.key(config.seed), dim)
   args = jax.random.uniform(rng, (4, 1, n, 1, dim), minval=-1.0, maxval=1.0)
-  calls = {"exact": timed_call(None, is_causal, with_gradient)}
-  for g in degrees:
-    calls[f"degree={g}"] = timed_call(g, is_causal, with_gradient)
-  runs = {name: functools.partial(call, *args) for name, call in calls.items()}
+  calls = {f"degree={g}": g for g in degrees}
+  if n in config.lengths:
+    calls = {"exact": None, **calls}
+  runs = {
+    name: functools.partial(timed_call(g, is_causal, with_gradient), *args)
+    for name, g in calls.items()
+  }
   return harness.least_seconds(
     runs, rounds=config.rounds, at_least=config.seconds_per_point
   )
@@ -305,10 +310,10 @@ def _key(config: Config, n: int) -> jax.Array:
 
 def _slopes(config: Config, mode: str, times: dict[str, Any], exact: bool):
   """Exponents of n from ``slope_from`` on, by contestant."""
-  _, lengths = _grid(config, mode)
-  late = np.array(lengths) >= config.slope_from
+  lengths = np.array(_grid(config, mode)[1])
+  first = int(np.argmax(lengths >= config.slope_from))
   return {
-    name: fit_slope(np.array(lengths)[late], seconds[late]).slope
+    name: fit_slope(lengths[first : len(seconds)], seconds[first:]).slope
     for name, seconds in times.items()
     if name.startswith("exact") == exact
   }
@@ -335,7 +340,9 @@ def _crossovers(
   lengths = np.array(config.lengths)
   forward = times["forward"]
   return {
-    (d, g): crossover(lengths, forward[f"exact {d}"], forward[f"{d}, {g}"])
+    (d, g): crossover(
+      lengths, forward[f"exact {d}"], forward[f"{d}, {g}"][: len(lengths)]
+    )
     for d, g in config.sizes
   }
 
@@ -349,8 +356,8 @@ def _crossover_checks(
     checks.append(harness.Check(f"{label} (m={feature_count(d, g)})", n))
   for mode in _MODES_OF_FIGURE:
     for d, g in config.sizes:
-      seconds = times[mode]
-      ratio = seconds[f"exact {d}"][-1] / seconds[f"{d}, {g}"][-1]
+      exact, ours = times[mode][f"exact {d}"], times[mode][f"{d}, {g}"]
+      ratio = exact[-1] / ours[len(exact) - 1]
       label = f"exact / polynomial, {mode}, H={d}, degree {g}"
       checks.append(
         harness.Check(f"{label}, n={config.lengths[-1]}", float(ratio))
@@ -424,7 +431,7 @@ def _figure_data(
   }
   for name, panel in zip(("error", "limit", "gradient"), panels, strict=True):
     data |= {f"{name}, {key}": x for key, x in panel.items()}
-  keys = ("lengths", "bounds", "degrees", "eps")
+  keys = ("lengths", "long_lengths", "bounds", "degrees", "eps")
   return data | {key: config[key] for key in keys}
 
 
@@ -454,9 +461,10 @@ def _draw_times(
     for mode in _MODES_OF_FIGURE:
       slope = _slopes(config, mode, times[mode], exact=i == 0)[name]
       what = "polynomial" if i else "exact"
+      seconds = times[mode][name]
       ax.loglog(
-        _grid(config, mode)[1],
-        1000 * times[mode][name],
+        _grid(config, mode)[1][: len(seconds)],
+        1000 * seconds,
         "o-" if mode == "forward" else "s--",
         color=harness.PALETTE[i],
         label=f"{what}, {mode}: $n^{{{slope:.2f}}}$",
@@ -466,7 +474,7 @@ def _draw_times(
     xlabel="n, number of tokens",
     ylabel="milliseconds",
   )
-  _powers_of_two(ax, config.lengths)
+  _powers_of_two(ax, (*config.lengths, *config.long_lengths))
   ax.legend()
 
 
@@ -475,7 +483,7 @@ def _draw_gain(
 ) -> None:
   lengths, seconds = config.lengths, times["forward"]
   gains = {
-    (d, g): seconds[f"exact {d}"] / seconds[f"{d}, {g}"]
+    (d, g): seconds[f"exact {d}"] / seconds[f"{d}, {g}"][: len(lengths)]
     for d, g in config.sizes
   }
   heights = _spread([gain[-1] for gain in gains.values()], 1.45)

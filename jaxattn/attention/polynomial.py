@@ -114,8 +114,8 @@ def polynomial_attention(
 
   Cost:
     (T + S) m (Hv + 1) multiply-adds a head with m = C(H + g, g), and T c
-    (H + Hv) more in causal calls with chunks of c = 128; the gradient about
-    twice that. O(T + S) memory and m (Hv + 1) a head.
+    (H + Hv) more in causal calls with chunks of c = 64 to 128; the
+    gradient about twice that. O(T + S) memory and m (Hv + 1) a head.
 
   Source:
     arXiv 2302.13214, theorem 1.1; arXiv 2402.04497, theorem 1.3, for

@@ -14,7 +14,7 @@ from jaxattn.features import monomials
 # Features of a chunk, all heads of a group together: 4 MiB of float32.
 CHUNK_FEATURES = 1 << 20
 MIN_CHUNK, _MAX_CHUNK = 256, 2048
-_CAUSAL_CHUNK = 128
+_MIN_CAUSAL_CHUNK, _MAX_CAUSAL_CHUNK = 64, 128
 
 # Features, cut along m.
 Blocks = tuple[jax.Array, ...]
@@ -241,7 +241,10 @@ class Staircase(NamedTuple):
 def staircase(query: jax.Array, value: jax.Array, spec: Spec) -> Staircase:
   """Cuts a causal call: query (P, d, G, T), value (P, v, T)."""
   p, d, g, length = query.shape
-  chunk = spec.chunk_size or _CAUSAL_CHUNK
+  chunk = spec.chunk_size
+  if chunk is None:
+    # Pairs in a chunk cost as much as m features.
+    chunk = max(_MIN_CAUSAL_CHUNK, min(_MAX_CAUSAL_CHUNK, spec.num_features(d)))
   num = -(-length // chunk)
   # Even chunks, so that little is padded.
   chunk = -(-length // num)

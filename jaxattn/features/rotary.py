@@ -144,16 +144,16 @@ def _check_options(head_dim: int, base: float) -> None:
 @functools.partial(jax.jit, static_argnums=2)
 def _rotate(x: jax.Array, angles: jax.Array, interleaved: bool) -> jax.Array:
   dtype = accumulator(x.dtype)
-  angles = angles[..., None, :]
-  cos, sin = (f(angles).astype(dtype) for f in (jnp.cos, jnp.sin))
-  *lead, dim = x.shape
-  pairs = x.astype(dtype).reshape(
-    (*lead, dim // 2, 2) if interleaved else (*lead, 2, dim // 2)
+  axis, pairs = (-1, (-1, 2)) if interleaved else (-2, (2, -1))
+  # The barrier keeps them from being computed again for each head.
+  cos, sin = lax.optimization_barrier((jnp.cos(angles), jnp.sin(angles)))
+  cos, sin = (
+    jnp.stack(y, axis).reshape(*angles.shape[:-1], 1, x.shape[-1])
+    for y in ((cos, cos), (-sin, sin))
   )
-  axis = -1 if interleaved else -2
-  first, second = jnp.moveaxis(pairs, axis, 0)
-  turned = (first * cos - second * sin, first * sin + second * cos)
-  return jnp.stack(turned, axis).reshape(x.shape).astype(x.dtype)
+  y = x.astype(dtype)
+  other = jnp.flip(y.reshape(*x.shape[:-1], *pairs), axis).reshape(x.shape)
+  return (y * cos.astype(dtype) + other * sin.astype(dtype)).astype(x.dtype)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
