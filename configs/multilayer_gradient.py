@@ -43,7 +43,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   # Seeds of the short lengths, up to n = 5120, and of the others.
   config.table_seeds = (4, 1)
   # Queries at a time of dense attention, whose whole matrix may not fit.
-  config.dense_rows = 4096
+  config.dense_rows = 5120
   config.repeats = 3
 
   # Seconds of a gradient, by length and depth; exact attention, one layer.
@@ -51,8 +51,8 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.depths = (1, 2, 4, 8)
   config.step_dim, config.step_heads = 32, 4
   config.step_degree = 2
-  # Up to where attention with its whole matrix is timed beside them.
-  config.dense_length = 8192
+  # Of exact attention that holds its whole matrix; among them some of those.
+  config.dense_lengths = (1024, 2048, 4096)
 
   # Error of a whole model's gradient, by degree and depth.
   config.error_depths = (1, 2, 4, 8, 12)
@@ -88,6 +88,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
     config.table_dims, config.table_seeds = (4, 5, 6), (1, 1)
     config.repeats = 1
     config.lengths, config.depths = (64, 128, 256), (1, 2)
+    config.dense_lengths = (32, 64, 128)
     config.error_depths, config.degrees = (4, 8), (2,)
     config.error_length, config.error_seeds = 32, 1
     config.radii, config.text_degrees = (1.0,), (4,)

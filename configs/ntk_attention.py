@@ -38,7 +38,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.rate_steps = 60
 
   # Outputs of a state against those of its prefix.
-  config.lengths = tuple(4**i for i in range(1, 8))
+  config.lengths = (2, 8, 32, 128, 512, 2048, 8192, 16384)
   # Sizes of a head, and the degrees of Taylor features tried with each.
   config.head_dims = (64, 16)
   config.degrees = ((1, 2), (1, 2, 3, 4))
@@ -57,11 +57,14 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.batch_size = 64
   config.pretrain_rate = 2e-3
   # Each method takes the rate that is best on images held out for that.
-  config.tune_rates = (1e-2, 3e-2, 1e-1)
-  config.tune_seeds = 3
+  config.tune_rates = (1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+  config.tune_seeds = 5
   config.lora_rank = 8
   config.prefix_lengths = (16, 64)
   config.state_rank = 4
+  # Drawn pairs whose mean a state starts from, as many as its rank at least.
+  # With "elu" this weighs about as much as head_dim tokens of the context.
+  config.state_start = 4
 
   config.accepted = ml_collections.ConfigDict()
   config.accepted.move_slope = (-0.65, -0.4)
@@ -72,7 +75,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.accepted.growth = (0.0, 1.0)
   # In points of accuracy.
   config.accepted.over_prefix = (-1.0, 100.0)
-  config.accepted.over_head = (0.0, 100.0)
+  config.accepted.over_head = (1e-6, 100.0)
 
   if tier == "smoke":
     config.columns = (32, 64, 128)
@@ -87,7 +90,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
     config.favor_features = 64
     config.pretrain_steps = config.tune_steps = 3
     config.tune_rates = (1e-2, 3e-2)
-    config.tune_seeds = 1
+    config.tune_seeds = 2
     config.num_heads, config.head_dim, config.num_layers = 2, 8, 1
     config.prefix_lengths = (4,)
   elif tier == "full":

@@ -90,6 +90,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.accepted.softmax_error = 0.01
   config.accepted.softmax_error_long = 0.02
   config.accepted.other_weights = 1e-3
+  config.accepted.recall = (0.95, 1.0)
 
   if tier == "smoke":
     config.num_draws, config.rate_draws, config.num_halvings = 6, 10, 3

@@ -16,10 +16,15 @@ import optax
 from flax import traverse_util
 from jax import lax
 
-from jaxattn.attention import prefix_attention, softmax_attention
+from jaxattn.attention import (
+  prefix_attention,
+  prefix_state_init,
+  prefix_state_update,
+  softmax_attention,
+)
 from jaxattn.data import load_digits
 from jaxattn.models import AttentionClassifier, NTKAttention
-from jaxattn.softmax import prefix_init
+from jaxattn.softmax import Prefix, prefix_init
 
 # A ConfigDict: what type a field has is known at run time only.
 Config = Any
@@ -52,7 +57,7 @@ def base_point(config: Config) -> Point:
 def tuning_point(
   config: Config, name: str, base: dict[str, jax.Array]
 ) -> Point:
-  """Test accuracies of all seeds at the best rate, and parameters trained."""
+  """Accuracies of all seeds at the best rate, and parameters trained."""
   base = _unflatten(base)
   init, logits = methods(config)[name](base)
 
@@ -71,15 +76,19 @@ def tuning_point(
     return accuracy(logits, params, held_out), accuracy(logits, params, test)
 
   rng = jax.random.fold_in(jax.random.key(config.seed), 200)
-  rngs = jax.random.split(rng, config.tune_seeds)
-  runs = jax.vmap(one_run, in_axes=(None, 0))
-  held_out, test = jax.jit(lambda r: lax.map(lambda s: runs(s, r), rngs))(
-    jnp.array(config.tune_rates)
+  rng_rate, *rngs = jax.random.split(rng, config.tune_seeds + 1)
+  runs = jax.jit(jax.vmap(one_run))
+  # The rate is chosen on a seed of its own, and then stays.
+  rates = jnp.array(config.tune_rates)
+  held_out, _ = runs(jnp.stack([rng_rate] * len(rates)), rates)
+  best = int(jnp.argmax(held_out))
+  held_out_of_seeds, test = runs(
+    jnp.stack(rngs), jnp.full(len(rngs), rates[best])
   )
-  best = int(jnp.argmax(held_out.mean(0)))
   adapter = jax.eval_shape(init, rng)["adapter"]
   return {
-    "accuracy": test[:, best],
+    "accuracy": test,
+    "held_out": held_out_of_seeds,
     "rate": config.tune_rates[best],
     "num_params": sum(x.size for x in jax.tree.leaves(adapter)),
   }
@@ -176,8 +185,11 @@ def methods(
     "head": functools.partial(_head_method, config),
     "lora": functools.partial(_lora_method, config),
     **prefixes,
-    "state": functools.partial(state, None),
-    "state_low_rank": functools.partial(state, config.state_rank),
+    "state": functools.partial(state, None, config.state_start),
+    "state_empty": functools.partial(state, None, 0),
+    "state_low_rank": functools.partial(
+      state, config.state_rank, config.state_start
+    ),
   }
 
 
@@ -220,8 +232,7 @@ def _head_method(config: Config, base: Any) -> Any:
 
 def _prefix_method(config: Config, length: int, base: Any) -> Any:
   def init_layer(rng: jax.Array) -> Any:
-    size = length, config.num_heads, config.head_dim
-    drawn = prefix_init(rng, *size, value_std=0.02)
+    drawn = _draw_prefix(config, rng, length)
     return {"prefix_key": drawn.key, "prefix_value": drawn.value}
 
   def attend(
@@ -232,10 +243,24 @@ def _prefix_method(config: Config, length: int, base: Any) -> Any:
   return _with_layers(config, base, init_layer, attend)
 
 
-def _state_method(config: Config, rank: int | None, base: Any) -> Any:
+def _draw_prefix(config: Config, rng: jax.Array, length: int) -> Prefix:
+  sizes = length, config.num_heads, config.head_dim
+  return prefix_init(rng, *sizes, value_std=0.02)
+
+
+def _state_method(
+  config: Config, rank: int | None, start: int, base: Any
+) -> Any:
+  """A state that starts as the mean of ``start`` drawn pairs, or empty."""
   module = NTKAttention(rank=rank)
 
   def init_layer(rng: jax.Array) -> Any:
+    if start:
+      prefix = _draw_prefix(config, rng, start)
+      sizes = config.num_heads, config.head_dim, config.head_dim
+      total = prefix_state_update(prefix_state_init(*sizes), *prefix)
+      mean = jax.tree.map(lambda x: x / start, total)
+      return module.params_from_state(mean)
     heads = jnp.zeros((1, 1, config.num_heads, config.head_dim))
     return module.init(rng, heads, heads, heads)["params"]
 

@@ -79,6 +79,8 @@ class _Softmax(NamedTuple):
       scale=self.scale,
       is_causal=self.is_causal,
       backward="closed_form",
+      # The radius is one of the logits as they are.
+      center_keys=False,
       **self.polynomial._asdict(),
     )
 

@@ -199,6 +199,8 @@ def _gradient(
       radius=radius,
       scale=scale,
       backward="closed_form",
+      # The radius is one of the logits as they are.
+      center_keys=False,
     )
   out, vjp = jax.vjp(lambda query: attend(query, key, value), query)
   (query_gradient,) = vjp(out - e[:, None])

@@ -67,7 +67,9 @@ def polynomial_attention(
   the radius; with an even degree weights stay positive beyond it.
 
   A common shift of all keys changes no softmax, so that non-causal calls
-  subtract the mean of the keys first, which makes logits smaller.
+  subtract the mean of the keys first, which makes most logits smaller. If all
+  that is known is a bound on the logits as they are, pass
+  ``center_keys=False``: with the shift some may reach twice that.
 
   Args:
     query: (B, T, N, H), or (T, N, H) without a batch; floating.

@@ -34,6 +34,8 @@ class NTKAttention(nn.Module):
     rank: s, z is a product of r by s and s by Hv; None = any matrix.
     positivity: how k comes from its parameter: "softplus", or "abs", which has
       no slope at 0.
+    allow_odd: permit Taylor features of an odd degree, degree 1 being the
+      source's; sums of weights may then vanish.
     is_causal: query t sees context keys 0 to t.
     scale: factor on the logits; None = 1 / sqrt(H).
 
@@ -63,6 +65,7 @@ class NTKAttention(nn.Module):
   num_kv_heads: int | None = None
   rank: int | None = None
   positivity: str = "softplus"
+  allow_odd: bool = False
   is_causal: bool = False
   scale: float | None = None
 
@@ -97,6 +100,7 @@ class NTKAttention(nn.Module):
       PrefixState(z, positive(raw)),
       feature_map=self.feature_map,
       scale=self.scale,
+      allow_odd=self.allow_odd,
       is_causal=self.is_causal,
       mask=mask,
     )

@@ -253,6 +253,9 @@ def _options(config: TransformerConfig) -> dict[str, Any]:
   options = dict(config.attention_options)
   if config.qk_norm is not None:
     options.setdefault("scale", 1.0)
+  if config.attention == "polynomial":
+    # The radius is one of the logits as they are.
+    options.setdefault("center_keys", False)
   return options
 
 

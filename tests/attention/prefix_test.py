@@ -29,56 +29,13 @@ from jaxattn.features import (
 from jaxattn.softmax import prefix_init
 from tests._dense import dense_attention
 from tests._recompile import no_recompilation, quick_jit
-
-
-def _uniform(radius, *shapes, seed=0):
-  rng = np.random.default_rng(seed)
-  return [rng.uniform(-radius, radius, shape) for shape in shapes]
-
-
-def _normal(*shapes, seed=1):
-  rng = np.random.default_rng(seed)
-  return [rng.standard_normal(shape) for shape in shapes]
-
-
-def _call(radius=0.25, *, t=32, s=32, m=512, n=1, kv=1, h=8):
-  """Query, key, value, prefix key and prefix value without a batch."""
-  query, key, prefix_key = _uniform(radius, (t, n, h), (s, kv, h), (m, kv, h))
-  value, prefix_value = _uniform(1.0, (s, kv, h), (m, kv, h), seed=1)
-  return query, key, value, prefix_key, prefix_value
-
-
-def _dense(
-  query, key, value, prefix_key, prefix_value, *, seen=True, **options
-):
-  """Attention to prefix and context; ``seen`` (..., T, S) is of the context."""
-  m, s = len(prefix_key), len(key)
-  seen = np.broadcast_to(seen, (*np.shape(seen)[:-1], s))
-  always = np.ones((*seen.shape[:-1], m), bool)
-  return dense_attention(
-    query,
-    np.concatenate((prefix_key, key)),
-    np.concatenate((prefix_value, value)),
-    seen=np.concatenate((always, seen), -1),
-    **options,
-  )[0]
-
-
-def _state(prefix_key, prefix_value, feature_map, dtype="float64", scale=None):
-  """Sums over the prefix as they come from the library."""
-  r = _num_features(feature_map, prefix_key.shape[-1])
-  kv, hv = prefix_value.shape[1:]
-  empty = prefix_state_init(kv, r, hv, dtype=dtype)
-  options = {"feature_map": feature_map, "scale": scale}
-  return prefix_state_update(empty, prefix_key, prefix_value, **options)
-
-
-def _num_features(feature_map, dim):
-  if feature_map == "elu":
-    return dim
-  if feature_map.kind == "favor":
-    return len(feature_map.arrays)
-  return feature_count(dim, *feature_map.degrees)
+from tests.attention._prefix import (
+  dense_formula,
+  normal,
+  prefix_call,
+  refuse,
+  state_of,
+)
 
 
 def _error(call, feature_map):
@@ -88,11 +45,11 @@ def _error(call, feature_map):
     query,
     key,
     value,
-    _state(*prefix, feature_map),
+    state_of(*prefix, feature_map),
     feature_map=feature_map,
     allow_odd=True,
   )
-  return np.abs(out - _dense(*call)).max()
+  return np.abs(out - dense_formula(*call)).max()
 
 
 def _kernel_ratio(query, prefix_key, degree):
@@ -115,7 +72,7 @@ def _kernel_ratio(query, prefix_key, degree):
   ],
 )
 def test_error_stays_below_its_bound(degree, ratio, error):
-  call = _call()
+  call = prefix_call()
   epsilon = _kernel_ratio(call[0], call[3], degree)
   assert ratio / 5 < epsilon < 5 * ratio
   largest = max(np.abs(call[2]).max(), np.abs(call[4]).max())
@@ -128,7 +85,7 @@ def test_error_stays_below_its_bound(degree, ratio, error):
   ("degree", "bound"), [(1, 2.2e-2), (2, 1.3e-3), (3, 5.8e-5), (4, 2.1e-6)]
 )
 def test_bound_known_beforehand(degree, bound):
-  query, _, _, prefix_key, _ = _call()
+  query, _, _, prefix_key, _ = prefix_call()
   radius = 8 * 0.25**2 / math.sqrt(8)
   known = taylor_error_bound(radius, degree)
   np.testing.assert_allclose(known, bound, rtol=0.05)
@@ -136,17 +93,19 @@ def test_bound_known_beforehand(degree, bound):
 
 
 def test_elu_does_not_approximate_a_given_prefix():
-  call = _call(radius=0.5)
+  call = prefix_call(radius=0.5)
   elu, taylor = _error(call, "elu"), _error(call, taylor_map(1))
   assert elu > 5 * taylor
   # Dropping the prefix is worse than either.
   query, key, value = call[:3]
-  dropped = np.abs(softmax_attention(query, key, value) - _dense(*call)).max()
+  dropped = np.abs(
+    softmax_attention(query, key, value) - dense_formula(*call)
+  ).max()
   assert dropped > 5 * elu
 
 
 def test_positive_random_features_are_unbiased():
-  call = _call(m=64)
+  call = prefix_call(m=64)
   errors = [
     _error(call, favor_map(jax.random.key(0), 8, r)) for r in (64, 1024, 16384)
   ]
@@ -157,10 +116,10 @@ def test_positive_random_features_are_unbiased():
 
 
 def test_states_add_up_and_tokens_can_be_taken_away():
-  _, _, _, key, value = _call(radius=2.0, kv=2)
+  _, _, _, key, value = prefix_call(radius=2.0, kv=2)
   taylor = taylor_map(2)
   options = {"feature_map": taylor, "scale": 0.7}
-  build = functools.partial(_state, feature_map=taylor, scale=0.7)
+  build = functools.partial(state_of, feature_map=taylor, scale=0.7)
   first, second = build(key[:200], value[:200]), build(key[200:], value[200:])
   both = build(key, value)
   order = np.random.default_rng(0).permutation(len(key))
@@ -190,17 +149,17 @@ def test_states_add_up_and_tokens_can_be_taken_away():
 
 
 def test_sums_are_kept_in_the_dtype_of_the_state():
-  _, _, _, key, value = _call(m=100)
+  _, _, _, key, value = prefix_call(m=100)
   low = [x.astype(jnp.bfloat16) for x in (key, value)]
   state = prefix_state_update(prefix_state_init(1, 8, 8), *low)
   assert {x.dtype for x in state} == {jnp.dtype("float32")}
-  exact = _state(*(np.asarray(x, np.float64) for x in low), "elu")
+  exact = state_of(*(np.asarray(x, np.float64) for x in low), "elu")
   np.testing.assert_allclose(state.z, exact.z, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("radius", [3.0, 40.0])
 def test_empty_state_is_no_prefix(radius):
-  query, key, value, *_ = _call(radius=radius, n=4, kv=2)
+  query, key, value, *_ = prefix_call(radius=radius, n=4, kv=2)
   state = prefix_state_init(2, 8, 8, dtype="float64")
   mask = np.random.default_rng(0).random((4, 32, 32)) < 0.5
   mask[:, 3] = False
@@ -212,9 +171,9 @@ def test_empty_state_is_no_prefix(radius):
 
 @pytest.mark.parametrize("batch", [(), (3,)])
 def test_without_a_context_the_state_is_all(batch):
-  query, _, _, key, value = _call(radius=1.0, n=4, kv=2)
+  query, _, _, key, value = prefix_call(radius=1.0, n=4, kv=2)
   query = np.broadcast_to(query, (*batch, *query.shape))
-  z, k = state = _state(key, value, "elu")
+  z, k = state = state_of(key, value, "elu")
   x = query * 8**-0.25
   phi = np.where(x > 0, x + 1, np.exp(x)).reshape(*batch, 32, 2, 2, 8)
   want = np.einsum("...kgr,krh->...kgh", phi, z)
@@ -231,8 +190,8 @@ def test_without_a_context_the_state_is_all(batch):
 
 
 def test_a_state_for_each_query_head():
-  query, key, value, *prefix = _call(n=4, kv=2)
-  shared = _state(*prefix, taylor_map(2))
+  query, key, value, *prefix = prefix_call(n=4, kv=2)
+  shared = state_of(*prefix, taylor_map(2))
   own = PrefixState(*(jnp.repeat(x, 2, axis=0) for x in shared))
   call = functools.partial(
     ntk_attention, query, key, value, feature_map=taylor_map(2)
@@ -244,8 +203,8 @@ def test_a_state_for_each_query_head():
 
 
 def test_nothing_is_as_long_as_the_prefix():
-  m, query, key, value, *prefix = 1013, *_call(m=1013)
-  state = _state(*prefix, "elu", "float32")
+  m, query, key, value, *prefix = 1013, *prefix_call(m=1013)
+  state = state_of(*prefix, "elu", "float32")
   args = (*(jnp.float32(x) for x in (query, key, value)), state)
 
   def loss(*args):
@@ -258,9 +217,9 @@ def test_nothing_is_as_long_as_the_prefix():
 
 def test_many_features_are_visited_in_tiles():
   t, h, n = 400, 64, 8
-  query, key, value, *prefix = _call(0.1, t=t, s=3, m=20, n=n, kv=n, h=h)
+  query, key, value, *prefix = prefix_call(0.1, t=t, s=3, m=20, n=n, kv=n, h=h)
   taylor = taylor_map(2)
-  state = _state(*prefix, taylor, "float32")
+  state = state_of(*prefix, taylor, "float32")
   args = [jnp.float32(x) for x in (query, key, value)]
 
   def loss(query, state):
@@ -306,7 +265,7 @@ def test_logits_of_300_in_float32(feature_map, sign, visible):
   def run(dtype):
     args = [jnp.asarray(x, dtype) for x in (query, key, value)]
     prefix = (jnp.asarray(x, dtype) for x in (prefix_key, prefix_value))
-    state = _state(*prefix, feature_map, dtype)
+    state = state_of(*prefix, feature_map, dtype)
     return ntk_attention(*args, state, feature_map=feature_map, mask=mask[None])
 
   got, want = run("float32"), run("float64")
@@ -319,9 +278,9 @@ def test_logits_of_300_in_float32(feature_map, sign, visible):
 
 
 def test_masks_are_about_the_context_alone():
-  query, key, value, *prefix = call = _call(t=12, s=12, m=40, h=3, n=2)
+  query, key, value, *prefix = call = prefix_call(t=12, s=12, m=40, h=3, n=2)
   taylor = taylor_map(12)
-  state = _state(*prefix, taylor)
+  state = state_of(*prefix, taylor)
   attend = functools.partial(ntk_attention, query, key, value, state)
   lower = np.tri(12, dtype=bool)
   mask = np.random.default_rng(0).random((2, 12, 12)) < 0.5
@@ -332,7 +291,7 @@ def test_masks_are_about_the_context_alone():
     ({"mask": mask, "is_causal": True}, mask & lower),
   ):
     got = attend(feature_map=taylor, **options)
-    want = _dense(*call, seen=seen)
+    want = dense_formula(*call, seen=seen)
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
     exact = prefix_attention(*call, **options)
     np.testing.assert_allclose(exact, want, rtol=0, atol=1e-12)
@@ -340,9 +299,9 @@ def test_masks_are_about_the_context_alone():
 
 @pytest.mark.parametrize("feature_map", ["elu", taylor_map(2)])
 def test_gradient_of_the_state(feature_map):
-  query, key, value, *prefix = _call(1.0, t=6, s=5, m=30, h=3, kv=2, n=4)
-  state = _state(*prefix, feature_map)
-  weights, *direction = _normal(query.shape, state.z.shape, state.k.shape)
+  query, key, value, *prefix = prefix_call(1.0, t=6, s=5, m=30, h=3, kv=2, n=4)
+  state = state_of(*prefix, feature_map)
+  weights, *direction = normal(query.shape, state.z.shape, state.k.shape)
 
   def loss(step):
     moved = PrefixState(
@@ -358,17 +317,17 @@ def test_gradient_of_the_state(feature_map):
 
 
 def test_gradient_flows_through_a_prefix_into_its_state():
-  query, key, value, *prefix = _call(0.25, t=6, s=5, m=30, h=3)
+  query, key, value, *prefix = prefix_call(0.25, t=6, s=5, m=30, h=3)
   taylor = taylor_map(12)
 
   def through_state(key_value):
-    state = _state(*key_value, taylor)
+    state = state_of(*key_value, taylor)
     return ntk_attention(query, key, value, state, feature_map=taylor)
 
   def exact(key_value):
     return prefix_attention(query, key, value, *key_value)
 
-  cotangent = _normal(query.shape)[0]
+  cotangent = normal(query.shape)[0]
   for fn_pair in ((through_state, exact),):
     (got,), (want,) = (
       jax.jit(lambda x, fn=fn: jax.vjp(fn, x)[1](cotangent))(tuple(prefix))
@@ -379,10 +338,10 @@ def test_gradient_flows_through_a_prefix_into_its_state():
 
 
 def test_vmap_over_a_batch_is_a_loop():
-  calls = [_call(1.0, t=6, s=5, m=30, h=3)[:3] for _ in range(3)]
+  calls = [prefix_call(1.0, t=6, s=5, m=30, h=3)[:3] for _ in range(3)]
   calls = [[x + i for x in call] for i, call in enumerate(calls)]
-  *_, key, value = _call(1.0, m=30, h=3)
-  states = [_state((1 + i) * key, value, "elu") for i in range(3)]
+  *_, key, value = prefix_call(1.0, m=30, h=3)
+  states = [state_of((1 + i) * key, value, "elu") for i in range(3)]
   stack = functools.partial(jax.tree.map, lambda *x: jnp.stack(x))
   got = jax.vmap(ntk_attention)(*stack(*calls), stack(*states))
   for out, call, state in zip(got, calls, states, strict=True):
@@ -395,18 +354,18 @@ def test_vmap_over_a_batch_is_a_loop():
 
 
 def test_info_tells_the_share_of_the_prefix():
-  call = query, key, value, *prefix = _call(1.0, m=64)
+  call = query, key, value, *prefix = prefix_call(1.0, m=64)
   taylor = taylor_map(6)
   out, info = ntk_attention(
     query,
     key,
     value,
-    _state(*prefix, taylor),
+    state_of(*prefix, taylor),
     feature_map=taylor,
     return_info=True,
   )
   assert isinstance(info, NTKAttentionInfo)
-  np.testing.assert_allclose(out, _dense(*call), rtol=0, atol=1e-3)
+  np.testing.assert_allclose(out, dense_formula(*call), rtol=0, atol=1e-3)
   logits = np.einsum("tnh,mnh->tnm", query, np.concatenate((call[3], key)))
   weights = np.exp(logits / math.sqrt(8))
   share = weights[..., :64].sum(-1) / weights.sum(-1)
@@ -421,7 +380,7 @@ def test_info_shows_where_odd_features_break_down():
   query = np.linspace(-4, 4, 9)[:, None, None] * np.ones((1, 1, 4))
   for degree, first_good in ((1, -1), (3, -1.6)):
     taylor = taylor_map(degree)
-    state = _state(key, key, taylor)
+    state = state_of(key, key, taylor)
     call = functools.partial(ntk_attention, query, None, None, state)
     _, info = call(feature_map=taylor, allow_odd=True, return_info=True)
     logits = 2 * np.linspace(-4, 4, 9)
@@ -434,23 +393,23 @@ def test_info_shows_where_odd_features_break_down():
 
 
 def test_prefix_attention_is_attention_to_the_concatenation():
-  query, key, value, *prefix = call = _call(2.0, n=4, kv=2, m=70, s=20)
+  query, key, value, *prefix = call = prefix_call(2.0, n=4, kv=2, m=70, s=20)
   mask = np.random.default_rng(0).random((4, 32, 20)) < 0.5
   mask[:, 7] = False
   got = prefix_attention(*call, mask=mask, scale=0.9)
-  want = _dense(*call, seen=mask, scale=0.9)
+  want = dense_formula(*call, seen=mask, scale=0.9)
   np.testing.assert_allclose(got, want, rtol=0, atol=1e-13)
   batch = [np.stack((x, -x)) for x in (query, key, value)]
   got = prefix_attention(*batch, *prefix)
   for i, out in enumerate(got):
-    want = _dense(*(x[i] for x in batch), *prefix)
+    want = dense_formula(*(x[i] for x in batch), *prefix)
     np.testing.assert_allclose(out, want, rtol=0, atol=1e-13)
 
 
 def test_prefix_bias_and_length():
-  query, key, value, *prefix = call = _call(m=70)
+  query, key, value, *prefix = call = prefix_call(m=70)
   bias = np.where(np.arange(70 + 32) < 70, 0.7 - math.log(70), 0.0)
-  want = _dense(*call, bias=np.broadcast_to(bias, (1, 32, 102)))
+  want = dense_formula(*call, bias=np.broadcast_to(bias, (1, 32, 102)))
   got = prefix_attention(*call, prefix_bias=0.7, count_normalized=True)
   np.testing.assert_allclose(got, want, rtol=0, atol=1e-13)
   # Twice the same prefix weighs as much, once it is counted.
@@ -469,7 +428,7 @@ def test_prefix_bias_and_length():
 
 
 def test_gradients_of_a_prefix():
-  call = [x[:, :1] for x in _call(1.0, t=6, s=5, m=9, n=2, kv=2)]
+  call = [x[:, :1] for x in prefix_call(1.0, t=6, s=5, m=9, n=2, kv=2)]
 
   def grads(fn):
     def loss(call, bias):
@@ -477,7 +436,7 @@ def test_gradients_of_a_prefix():
 
     return jax.jit(jax.grad(loss, argnums=(0, 1)))(tuple(call), 0.3)
 
-  weights = _normal(call[0].shape)[0]
+  weights = normal(call[0].shape)[0]
   got = grads(lambda *x: prefix_attention(*x[:-1], prefix_bias=x[-1]))
 
   def dense(*args):
@@ -495,12 +454,12 @@ def test_gradients_of_a_prefix():
 
 
 def test_a_drawn_prefix_unpacks():
-  query, key, value, *_ = _call(n=4, kv=2)
+  query, key, value, *_ = prefix_call(n=4, kv=2)
   prefix = prefix_init(jax.random.key(0), 20, 2, 8, dtype="float32")
   args = [jnp.float32(x) for x in (query, key, value)]
   out = prefix_attention(*args, *prefix)
   np.testing.assert_allclose(
-    out, _dense(query, key, value, *prefix), rtol=1e-5, atol=1e-6
+    out, dense_formula(query, key, value, *prefix), rtol=1e-5, atol=1e-6
   )
   # Any dtype of a prefix will do, and that of the query comes out.
   low = prefix_attention(*(x.astype("bfloat16") for x in args), *prefix)
@@ -508,72 +467,12 @@ def test_a_drawn_prefix_unpacks():
   np.testing.assert_allclose(low.astype("float32"), out, atol=0.02)
 
 
-# --- states fitted to outputs ---
-
-
-@pytest.mark.parametrize("heads", [(1, 1), (4, 2)])
-def test_fit_finds_the_state_that_made_the_outputs(heads):
-  n, kv = heads
-  query, key, value, *prefix = _call(2.0, t=300, s=9, m=20, h=4, n=n, kv=kv)
-  made = _state(*prefix, "elu")
-  target = ntk_attention(query, key, value, made)
-  found = fit_prefix_state(query, key, value, target, ridge=1e-20)
-  for got, want in zip(found, made, strict=True):
-    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("with_mass", [False, True])
-def test_fit_solves_the_normal_equations_of_all_unknowns(with_mass):
-  ridge, r, hv = 1e-2, 3, 2
-  query, key, *prefix = _uniform(1.5, (40, 1, r), (6, 1, r), (9, 1, r))
-  value, prefix_value = _uniform(1.0, (6, 1, hv), (9, 1, hv), seed=1)
-  call, prefix = (query, key, value), (*prefix, prefix_value)
-  target = prefix_attention(*call, *prefix)
-  context, lse = softmax_attention(*call, return_residual=True)
-  _, mass = softmax_attention(query, *prefix, return_residual=True)
-  total = np.logaddexp(lse, mass) if with_mass else np.maximum(lse, 0)
-  x = query * r**-0.25
-  phi = (np.where(x > 0, x + 1, np.exp(x)) * np.exp(-total)[..., None])[:, 0]
-  rows = [
-    np.concatenate((np.kron(phi_i, np.eye(hv)[h]), -o[h] * phi_i))
-    for phi_i, o in zip(phi, target[:, 0], strict=True)
-    for h in range(hv)
-  ]
-  right = np.ravel(np.exp(lse - total)[..., None] * (target - context))
-  if with_mass:
-    rows += [np.concatenate((np.zeros(r * hv), phi_i)) for phi_i in phi]
-    right = np.concatenate((right, np.ravel(np.exp(mass - total))))
-  matrix = np.array(rows)
-  gram = matrix.T @ matrix + ridge * np.eye(matrix.shape[1])
-  solution = np.linalg.solve(gram, matrix.T @ right)
-  options = {"log_mass": mass} if with_mass else {}
-  z, k = fit_prefix_state(*call, target, ridge=ridge, **options)
-  np.testing.assert_allclose(z[0].ravel(), solution[: r * hv], atol=1e-10)
-  np.testing.assert_allclose(k[0], solution[r * hv :], atol=1e-10)
-
-
-def test_fitted_elu_beats_summed_elu_on_new_queries():
-  query, key, value, *prefix = call = _call(0.5, t=128)
-  train, new = query[::2], query[1::2]
-  _, mass = softmax_attention(train, *prefix, return_residual=True)
-  target = prefix_attention(train, *call[1:])
-  fitted = fit_prefix_state(
-    train, key, value, target, log_mass=mass, ridge=1e-8
-  )
-  exact = _dense(new, *call[1:])
-
-  def error(state):
-    return np.abs(ntk_attention(new, key, value, state) - exact).max()
-
-  assert error(fitted) < 0.5 * error(_state(*prefix, "elu"))
-
-
 # --- compiling and refusing ---
 
 
 def test_second_calls_do_not_compile():
-  query, key, value, *prefix = _call()
-  state, taylor = _state(*prefix, taylor_map(2)), taylor_map(2)
+  query, key, value, *prefix = prefix_call()
+  state, taylor = state_of(*prefix, taylor_map(2)), taylor_map(2)
   target = ntk_attention(query, key, value, state, feature_map=taylor)
 
   def run(query, state, scale):
@@ -592,11 +491,6 @@ def test_second_calls_do_not_compile():
 
 
 _Q, _K = (5, 4, 8), (6, 2, 8)
-
-
-def _refuse(message, fn, *args, **options):
-  with pytest.raises(ValueError, match=re.escape(message)):
-    fn(*args, **options)
 
 
 @pytest.mark.parametrize(
@@ -634,7 +528,7 @@ def _refuse(message, fn, *args, **options):
 def test_refused_states(state, options, message):
   query, key, value = map(jnp.ones, (_Q, _K, _K))
   state = PrefixState(*map(jnp.ones, state))
-  _refuse(message, ntk_attention, query, key, value, state, **options)
+  refuse(message, ntk_attention, query, key, value, state, **options)
 
 
 def test_refused_state_dtype_and_half_a_context():
@@ -642,40 +536,40 @@ def test_refused_state_dtype_and_half_a_context():
   state = prefix_state_init(2, 8, 8)
   whole = PrefixState(state.z.astype(int), state.k)
   message = "state.z must have a floating dtype, got int"
-  _refuse(message, ntk_attention, query, key, value, whole)
+  refuse(message, ntk_attention, query, key, value, whole)
   message = "value must be None without a context, got (6, 2, 8)"
-  _refuse(message, ntk_attention, query, None, value, state)
+  refuse(message, ntk_attention, query, None, value, state)
   message = "mask must be None without a context, got (1, 1, 1)"
   hidden = jnp.zeros((1, 1, 1), bool)
-  _refuse(message, ntk_attention, query, None, None, state, mask=hidden)
+  refuse(message, ntk_attention, query, None, None, state, mask=hidden)
   message = "state.z has 3 heads, query has 4"
   state = prefix_state_init(3, 8, 8)
-  _refuse(message, ntk_attention, query, None, None, state)
+  refuse(message, ntk_attention, query, None, None, state)
   message = "query must not be empty, got shape (0, 4, 8)"
-  _refuse(message, ntk_attention, query[:0], None, None, state)
+  refuse(message, ntk_attention, query[:0], None, None, state)
 
 
 def test_refused_updates():
   state, key = prefix_state_init(2, 8, 8), jnp.ones(_K)
   for update in (prefix_state_update, prefix_state_downdate):
-    _refuse("state.z has 2 heads, key has 1", update, state, *[key[:, :1]] * 2)
+    refuse("state.z has 2 heads, key has 1", update, state, *[key[:, :1]] * 2)
     message = "key must have 3 dimensions, got shape (1, 6, 2, 8)"
-    _refuse(message, update, state, key[None], key[None])
+    refuse(message, update, state, key[None], key[None])
     message = "value must have shape (6, 2, *) = (S, K, Hv), got (5, 2, 8)"
-    _refuse(message, update, state, key, key[:5])
+    refuse(message, update, state, key, key[:5])
     message = "value dim of state (8) != value dim (3)"
-    _refuse(message, update, state, key, key[..., :3])
-    _refuse("scale must be positive", update, state, key, key, scale=-1.0)
+    refuse(message, update, state, key, key[..., :3])
+    refuse("scale must be positive", update, state, key, key, scale=-1.0)
     message = "state.z has 8 features, feature_map has 9 for heads of size 8"
-    _refuse(message, update, state, key, key, feature_map=taylor_map(1))
+    refuse(message, update, state, key, key, feature_map=taylor_map(1))
   for sizes, name in (
     ((0, 8, 8), "num_heads"),
     ((2, 0, 8), "num_features"),
     ((2, 8, 0), "value_dim"),
   ):
-    _refuse(f"{name} must be >= 1, got 0", prefix_state_init, *sizes)
+    refuse(f"{name} must be >= 1, got 0", prefix_state_init, *sizes)
   message = "dtype must be floating, got int32"
-  _refuse(message, prefix_state_init, 2, 8, 8, dtype="int32")
+  refuse(message, prefix_state_init, 2, 8, 8, dtype="int32")
 
 
 def test_refused_prefixes():
@@ -687,30 +581,14 @@ def test_refused_prefixes():
     ((3, 2, 7), "prefix_key must have shape (*, 2, 8) = (m, K, H), got (3, 2"),
     ((0, 2, 8), "prefix_key must not be empty, got shape (0, 2, 8)"),
   ):
-    _refuse(message, call, jnp.ones(bad), good)
+    refuse(message, call, jnp.ones(bad), good)
   message = "prefix_value must have shape (3, 2, 8) = (m, K, Hv), got (4, 2, 8)"
-  _refuse(message, call, good, jnp.ones((4, 2, 8)))
+  refuse(message, call, good, jnp.ones((4, 2, 8)))
   message = "prefix_key must have a floating dtype, got int"
-  _refuse(message, call, good.astype(int), good)
+  refuse(message, call, good.astype(int), good)
   message = "prefix_bias must be in (-inf, inf), got inf"
-  _refuse(message, call, good, good, prefix_bias=math.inf)
+  refuse(message, call, good, good, prefix_bias=math.inf)
   message = "prefix_bias must be a real scalar, got 'x'"
-  _refuse(message, call, good, good, prefix_bias="x")
+  refuse(message, call, good, good, prefix_bias="x")
   message = "count_normalized must be one of False, True, got 1"
-  _refuse(message, call, good, good, count_normalized=1)
-
-
-def test_refused_fits():
-  query, key = jnp.ones(_Q), jnp.ones(_K)
-  fit = functools.partial(fit_prefix_state, query, key, key)
-  message = "target must have shape (5, 4, 8) = that of the output, got (5, 4,"
-  _refuse(message, fit, query[..., :3])
-  _refuse("target must have a floating dtype", fit, query.astype(int))
-  message = "log_mass must have shape (5, 4) = (B, T, N), got (5,)"
-  _refuse(message, fit, query, log_mass=jnp.ones(5))
-  message = "log_mass must have a floating dtype, got int"
-  _refuse(message, fit, query, log_mass=jnp.ones((5, 4), int))
-  _refuse("ridge must be positive, got 0.0", fit, query, ridge=0.0)
-  _refuse("scale must be positive, got -1.0", fit, query, scale=-1.0)
-  message = "feature_map must be one of 'elu', 'identity', 'relu' or a Feat"
-  _refuse(message, fit, query, feature_map="taylor")
+  refuse(message, call, good, good, count_normalized=1)

@@ -38,7 +38,7 @@ def test_errors_of_the_table_by_hand():
   def taylor(x):
     return 1 + x + x**2 / 2
 
-  got = experiment.table_errors(rng, d)[:, 0]
+  got, relative = experiment.table_errors(rng, d)[..., 0]
   results = []
   for fn in (jnp.exp, taylor):
     out, vjp = jax.vjp(functools.partial(attend, fn), query, key, value)
@@ -48,6 +48,11 @@ def test_errors_of_the_table_by_hand():
     for x, y in zip(*results, strict=True)
   ]
   np.testing.assert_allclose(got, want, rtol=1e-4)
+  want = [
+    np.linalg.norm(x - y) / np.linalg.norm(x)
+    for x, y in zip(*results, strict=True)
+  ]
+  np.testing.assert_allclose(relative, want, rtol=1e-4)
 
 
 def test_spread_of_weights():
@@ -104,7 +109,7 @@ def test_full_size_is_traced():
   loss, _ = jax.eval_shape(loss, params, batch, rng)
   assert loss.shape == ()
   errors = jax.eval_shape(lambda r: experiment.table_errors(r, 12), rng)
-  assert errors.shape == (2, 2)
+  assert errors.shape == (2, 2, 2)
 
 
 def test_smoke(tmp_path):

@@ -16,7 +16,7 @@ def test_smoke(tmp_path):
     verdict = experiment.run(config, tmp_path / "a")
   assert verdict.verdict == "inconclusive"
   assert all(map(math.isfinite, verdict.measured.values()))
-  assert len(verdict.accepted) == 11
+  assert len(verdict.accepted) == 12
   assert (tmp_path / "a" / "figure.png").stat().st_size > 10_000
   # The points are stored: a second call only draws and decides again.
   again = experiment.run(config, tmp_path / "a")

@@ -48,6 +48,16 @@ def test_swapping_attention_keeps_the_parameters(pooling):
     )
 
 
+def test_approximate_attention_has_the_same_parameters():
+  x = _inputs(2, 8, 3)
+  want = AttentionClassifier(num_classes=4).init(jax.random.key(0), x)
+  polynomial = attention_fn("polynomial", degree=2, radius=1.0)
+  for attention in ("linear", polynomial):
+    model = AttentionClassifier(attention, num_classes=4)
+    got = model.init(jax.random.key(0), x)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
 def test_layers_by_hand():
   x = _inputs(2, 7, 3, dtype="float64")
   model = AttentionClassifier(num_classes=4, num_heads=2, head_dim=3, mlp=5)

@@ -59,6 +59,17 @@ def test_untrained_it_changes_almost_nothing(positivity, rank):
     assert shapes == {"k": (_N, _H)} | z
 
 
+def test_first_order_features_are_allowed_by_name():
+  query, key, value = _inputs()
+  module = NTKAttention(feature_map=taylor_map(1))
+  with pytest.raises(ValueError, match="even unless allow_odd=True, got 1"):
+    module.init(jax.random.key(0), query, key, value)
+  module = module.clone(allow_odd=True)
+  out, _ = module.init_with_output(jax.random.key(0), query, key, value)
+  want = softmax_attention(query, key, value)
+  np.testing.assert_allclose(out, want, atol=1e-2)
+
+
 @pytest.mark.parametrize("positivity", ["softplus", "abs"])
 def test_starts_from_a_real_prefix(positivity):
   state, mask = _state(), np.random.default_rng(0).random((_T, _T)) < 0.5

@@ -109,7 +109,7 @@ def test_one_plain_layer_is_the_closed_form():
   want = attention_layer_gradients(
     x, w_q @ w_k.T, w_v, g @ w["out"][0].T, is_causal=True
   )
-  close = functools.partial(np.testing.assert_allclose, atol=1e-10)
+  close = functools.partial(np.testing.assert_allclose, atol=1e-14)
   close(dx, want.dx)
   close(grads["query"][:, 0], want.dw @ w_k)
   close(grads["key"][:, 0], want.dw.T @ w_q)

@@ -195,6 +195,19 @@ def test_normalized_queries_and_keys_bound_the_logits():
     assert (radius > 0.8 * tau**2).all()
 
 
+def test_the_radius_is_one_of_logits_as_they_are():
+  """Without a causal mask, too: keys are not centered unless asked for."""
+  config = _CONFIG._replace(is_causal=False)
+  x, params = vectors(), random_params(config)
+
+  def run(**options):
+    low = polynomial(config, 2, 1.0, **options)
+    return Transformer(low).apply(params, x)
+
+  np.testing.assert_array_equal(run(), run(center_keys=False))
+  assert jnp.abs(run() - run(center_keys=True)).max() > 1e-6
+
+
 def test_checked_mode():
   config = polynomial(_CONFIG._replace(qk_norm=None), 2, 1e-3)
   params, x = random_params(config), vectors()

@@ -167,8 +167,6 @@ def ntk_attention(
 
   Example:
     >>> import jax
-    >>> from jaxattn.attention import prefix_attention
-    >>> from jaxattn.attention import prefix_state_init, prefix_state_update
     >>> from jaxattn.attention import prefix_attention, prefix_state_init
     >>> from jaxattn.attention import prefix_state_update
     >>> from jaxattn.features import taylor_map
