@@ -109,7 +109,11 @@ def _times(wd: harness.Workdir, mode: str) -> dict[str, np.ndarray]:
   pairs = [(dim, n) for n in lengths for dim in dims]
   seconds: dict[str, list[float]] = {}
   for dim, n in harness.progress(pairs, f"times, {mode}"):
-    degrees = tuple(g for d, g in sizes if d == dim)
+    degrees = tuple(
+      g for d, g in sizes if d == dim and _is_timed(config, d, g, n)
+    )
+    if not degrees:
+      continue
     point = wd.point(
       f"time/{mode.replace(' ', '_')}/dim={dim}/n={n}",
       functools.partial(time_point, config, mode, dim, degrees, n),
@@ -121,8 +125,14 @@ def _times(wd: harness.Workdir, mode: str) -> dict[str, np.ndarray]:
   return {name: np.array(x) for name, x in seconds.items()}
 
 
+def _is_timed(config: Config, dim: int, degree: int, n: int) -> bool:
+  """Whether this length is short, or the features of all tokens are few."""
+  most = config.long_features
+  return n in config.lengths or feature_count(dim, degree) * n <= most
+
+
 def _grid(config: Config, mode: str) -> tuple[tuple[Sizes, ...], list[int]]:
-  """Sizes and lengths that a mode is timed at, exact up to some of them."""
+  """Sizes and lengths that a mode is timed at, the longest not for all."""
   sizes = config.causal_sizes if _MODES[mode][0] else config.sizes
   least = 0 if mode == "forward" else config.slope_from
   lengths = (*config.lengths, *config.long_lengths)
