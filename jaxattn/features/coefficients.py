@@ -20,7 +20,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.polynomial import chebyshev, hermite_e
+from numpy.polynomial import Polynomial, chebyshev, hermite_e
 from numpy.typing import ArrayLike
 
 from jaxattn import _checks
@@ -104,7 +104,13 @@ def polynomial_coefficients(
       f"sigma must be in (0, {_MAX_SIGMA}], got {sigma}: beyond, the fit has "
       "real roots; take kind 'minimax'"
     )
-  return _gaussian(degree, sigma).copy()
+  coefs = _gaussian(degree, sigma)
+  if degree % 2 == 0 and _has_real_root(coefs):
+    raise ValueError(
+      f"sigma={sigma} with degree={degree} gives a fit with real roots, and "
+      "weights of both signs; take kind 'minimax'"
+    )
+  return coefs.copy()
 
 
 def polynomial_error(coefficients: ArrayLike, radius: float) -> float:
@@ -355,6 +361,14 @@ def _gaussian(degree: int, sigma: float) -> np.ndarray:
   fit = _least_squares(basis, target, weight * np.exp(sigma * z))
   powers = _rescaled(hermite_e.herme2poly(fit), sigma)
   return _taylor(degree, sigma) + powers
+
+
+def _has_real_root(coefs: np.ndarray) -> bool:
+  """Whether a polynomial of even degree is 0 or negative somewhere."""
+  fit = Polynomial(coefs)
+  critical = fit.deriv().roots()
+  real = critical[np.abs(critical.imag) <= 1e-9 * (1 + np.abs(critical))].real
+  return coefs[-1] <= 0 or bool((fit(real) <= 0).any())
 
 
 def _least_squares(

@@ -176,6 +176,14 @@ def test_gaussian_has_real_roots_only_beyond_the_limit_of_sigma():
     assert _real_roots(coefficients._gaussian(degree, 1.0)).size > 0
 
 
+def test_fits_with_real_roots_are_refused(monkeypatch):
+  monkeypatch.setattr(coefficients, "_MAX_SIGMA", 2.0)
+  with pytest.raises(ValueError, match=r"sigma=1\.0 with degree=4 gives a"):
+    polynomial_coefficients(4, 1, kind="gaussian", sigma=1.0)
+  # Of an odd degree they are known, and asked for by name.
+  polynomial_coefficients(3, 1, kind="gaussian", sigma=0.5)
+
+
 def test_results_are_the_callers_own():
   polynomial_coefficients(3, 1.0)[:] = 0
   assert (polynomial_coefficients(3, 1.0) > 0).all()

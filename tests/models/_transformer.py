@@ -5,9 +5,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxattn.models import Transformer
+from jaxattn.models import Transformer, TransformerConfig
 
 B, T, D = 2, 11, 8
+CONFIG = TransformerConfig(
+  num_layers=3, dim=D, num_heads=2, head_dim=4, mlp_ratio=2.0
+)
 
 
 def polynomial(config, degree, radius, **options):

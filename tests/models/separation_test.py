@@ -17,39 +17,11 @@ from jaxattn.models import (
   separation_weight,
 )
 from tests._recompile import no_recompilation
-
-_DELTA = 0.01
-
-
-def _num_neurons(length):
-  return math.ceil(8 * math.log(length / _DELTA))
-
-
-def _signs(rng, num_neurons, dim):
-  return jax.random.rademacher(rng, (num_neurons, dim), jnp.float64)
-
-
-@functools.partial(
-  jax.jit, static_argnames=("attention", "num_seeds", "length", "dim", "m")
+from tests.models._separation import (
+  draw_signs,
+  num_neurons,
+  outputs,
 )
-def _outputs(rng, amplitude, b, *, attention, num_seeds, length, dim, m):
-  """F over (num_seeds,) draws of position and signs."""
-
-  def one(rng):
-    place, sign = jax.random.split(rng)
-    a, _ = separation_dataset(
-      place,
-      length=length,
-      dim=dim,
-      amplitude=amplitude,
-      b=b,
-      dtype="float64",
-    )
-    signs = _signs(sign, m, dim)
-    return separation_network(a, signs, b=b, attention=attention)[0]
-
-  return jax.lax.map(one, jax.random.split(rng, num_seeds))
-
 
 # --- the weight of the special token ---
 
@@ -96,11 +68,11 @@ def test_weight_tends_to_one_above_the_golden_ratio():
 )
 def test_separation(length, dim, b):
   run = functools.partial(
-    _outputs,
+    outputs,
     num_seeds=40,
     length=length,
     dim=dim,
-    m=_num_neurons(length),
+    m=num_neurons(length),
   )
   rng = jax.random.key(7)
   assert (run(rng, 0.7, b, attention="softmax") > 0).sum() == 40
@@ -144,7 +116,7 @@ def test_cross_attention_is_the_dense_one_and_has_its_own_weight():
   )
   a, j3 = draw(jax.random.key(0), amplitude=1.3, batch_size=3)
   query, _ = draw(jax.random.key(1), amplitude=0.0, batch_size=3)
-  signs = _signs(jax.random.key(2), 20, dim)
+  signs = draw_signs(jax.random.key(2), 20, dim)
   for attention in ("softmax", "linear"):
     run = functools.partial(
       separation_network, a, signs, b=b, attention=attention, query=query[:, :7]
@@ -164,97 +136,6 @@ def test_more_than_two_row_sums_give_nan():
   out = separation_network(a, np.ones((1, 4), np.float32), b=0.5)
   assert np.isnan(out[1])
   assert np.isfinite(out[0])
-
-
-# --- the transition ---
-
-
-@pytest.mark.parametrize("margin", [0.1, 0.3])
-def test_predicted_transition_solves_its_equation(margin):
-  for asks in (None, 0.0):
-    a = separation_transition(2000, 0.2, margin=margin, query_amplitude=asks)
-    weight = separation_weight(2000, a, query_amplitude=asks)
-    np.testing.assert_allclose(weight * (a + 0.2), margin, rtol=1e-9)
-
-
-def test_predicted_transitions():
-  lengths = (500, 1000, 2000, 5000, 20000)
-  got = [separation_transition(n, 0.2) for n in lengths]
-  np.testing.assert_allclose(
-    got, [0.483, 0.496, 0.507, 0.518, 0.532], atol=1e-3
-  )
-  assert got[-1] < separation_transition(10**30, 0.2) < 0.619
-
-
-def test_measured_transition():
-  # The amplitude at which half of 30 seeds are separated, by bisection.
-  measured = []
-  for length, dim in ((500, 52), (1000, 102), (2000, 102)):
-    run = functools.partial(
-      _outputs,
-      jax.random.key(length),
-      b=0.2,
-      attention="softmax",
-      num_seeds=30,
-      length=length,
-      dim=dim,
-      m=_num_neurons(length),
-    )
-    low, high = 0.2, 0.8
-    for _ in range(8):
-      middle = (low + high) / 2
-      half = (run(amplitude=middle) > 0).mean() >= 0.5
-      low, high = (low, middle) if half else (middle, high)
-    predicted = separation_transition(length, 0.2)
-    assert predicted - 0.08 <= high <= predicted + 0.01
-    measured.append(high)
-  assert measured == sorted(set(measured))
-
-
-# --- false positives ---
-
-
-def _false_positives(dim, b, num_seeds, attention):
-  length = (dim - 2) * 8
-  m = 100
-  out = _outputs(
-    jax.random.key(dim),
-    0.0,
-    b,
-    attention=attention,
-    num_seeds=num_seeds,
-    length=length,
-    dim=dim,
-    m=m,
-  )
-  return float((out > 0).mean()), separation_false_positive(dim, b, m)
-
-
-@pytest.mark.parametrize("attention", ["softmax", "linear"])
-def test_false_positives(attention):
-  rate, predicted = _false_positives(102, 0.5, 400, attention)
-  error = math.sqrt(predicted * (1 - predicted) / 400)
-  assert abs(rate - predicted) < 4 * error
-
-
-def test_false_positives_fall_with_dim():
-  predicted = [separation_false_positive(d, 0.5, 100) for d in (22, 102, 402)]
-  assert predicted[0] > predicted[1] > predicted[2]
-  measured = [_false_positives(d, 0.5, 100, "softmax")[0] for d in (22, 102)]
-  assert measured[0] > measured[1]
-  np.testing.assert_allclose(
-    separation_false_positive(51, 0.2, 100), 0.011, atol=1e-3
-  )
-  assert separation_false_positive(100, 0.2, 100) < 1e-4
-  assert separation_false_positive(258, 0.3, 100) < 1e-4
-
-
-def test_false_positive_probability_by_counting():
-  # All sign vectors of length 8: (d - 2) / 2 + 0.05 (d - 2) / b = 4.8 pluses.
-  signs = np.array(np.meshgrid(*[[-1, 1]] * 7, indexing="ij")).reshape(7, -1)
-  fires = (0.5 * signs[:6].mean(0) > 0.1) & (signs[6] > 0)
-  want = 1 - (1 - fires.mean()) ** 5
-  np.testing.assert_allclose(separation_false_positive(8, 0.5, 5), want)
 
 
 # --- what the gap is, and what it is not ---

@@ -7,14 +7,13 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import checkify
 
-from jaxattn.attention import logit_radius
 from jaxattn.features import rope
-from jaxattn.models import Transformer, TransformerConfig
+from jaxattn.models import Transformer
 from tests import _dense
 from tests._jaxpr import array_sizes
 from tests.models._transformer import (
+  CONFIG,
   B,
   D,
   T,
@@ -22,11 +21,6 @@ from tests.models._transformer import (
   random_params,
   vectors,
 )
-
-_CONFIG = TransformerConfig(
-  num_layers=3, dim=D, num_heads=2, head_dim=4, mlp_ratio=2.0
-)
-
 
 # --- the formula ---
 
@@ -90,7 +84,7 @@ def _by_hand(config, params, x, positions=None):
   ],
 )
 def test_model_is_its_formula(changes):
-  config = _CONFIG._replace(**changes)
+  config = CONFIG._replace(**changes)
   ids = jax.random.randint(jax.random.key(3), (B, T), 0, 13)
   x = ids if config.vocab_size else vectors()
   params = random_params(config, x)
@@ -105,7 +99,7 @@ def test_model_is_its_formula(changes):
 
 
 def test_positions_and_embedded_input():
-  config = _CONFIG._replace(vocab_size=13)
+  config = CONFIG._replace(vocab_size=13)
   ids = jax.random.randint(jax.random.key(3), (B, T), 0, 13)
   params = random_params(config, ids)
   rows = jnp.stack((jnp.arange(T) + 5, 3 * jnp.arange(T)))
@@ -130,7 +124,7 @@ def test_positions_and_embedded_input():
 
 def test_no_square_array_in_the_gradient():
   t = 4096
-  config = polynomial(_CONFIG._replace(vocab_size=13), 2, 1.0)
+  config = polynomial(CONFIG._replace(vocab_size=13), 2, 1.0)
   ids = jax.ShapeDtypeStruct((1, t), jnp.int32)
   params = jax.eval_shape(Transformer(config).init, jax.random.key(0), ids)
 
@@ -145,7 +139,7 @@ def test_what_is_compiled_does_not_grow_with_depth():
   x = vectors()
 
   def size(num_layers):
-    config = _CONFIG._replace(num_layers=num_layers)
+    config = CONFIG._replace(num_layers=num_layers)
     params = jax.eval_shape(Transformer(config).init, jax.random.key(0), x)
     return len(str(jax.make_jaxpr(Transformer(config).apply)(params, x)))
 
@@ -153,80 +147,13 @@ def test_what_is_compiled_does_not_grow_with_depth():
 
 
 def test_second_call_does_not_compile():
-  config = _CONFIG._replace(vocab_size=13)
+  config = CONFIG._replace(vocab_size=13)
   ids = jnp.zeros((B, T), jnp.int32)
   params = Transformer(config).init(jax.random.key(0), ids)
   apply = jax.jit(Transformer(config).apply)
   assert apply(params, ids).dtype == jnp.float32
   apply(params, ids + 1)
   assert apply._cache_size() == 1
-
-
-# --- statistics and the checked mode ---
-
-
-def test_logit_radius_of_each_layer():
-  config = _CONFIG._replace(num_layers=1, norm=None, qk_norm=None)
-  params, x = random_params(config), vectors()
-  apply = jax.jit(Transformer(config).apply, static_argnames="return_stats")
-  out, stats = apply(params, x, return_stats=True)
-  np.testing.assert_allclose(out, apply(params, x), atol=1e-12)
-  kernels = params["params"]["layers"]
-  query, key = (
-    rope(jnp.einsum("btd,dnh->btnh", x, kernels[n]["kernel"][0]), jnp.arange(T))
-    for n in ("query", "key")
-  )
-  want = logit_radius(query, key, is_causal=True)
-  np.testing.assert_allclose(stats.logit_radius, want[None])
-
-
-def test_normalized_queries_and_keys_bound_the_logits():
-  taus, x = (0.5, 2.0), vectors()
-  params = jax.tree.map(lambda p: 100 * p, random_params(_CONFIG))
-
-  @jax.jit
-  def radii(params):
-    models = [Transformer(_CONFIG._replace(qk_norm=tau)) for tau in taus]
-    return [m.apply(params, x, return_stats=True)[1][0] for m in models]
-
-  for tau, radius in zip(taus, radii(params), strict=True):
-    assert radius.shape == (3,)
-    assert (radius <= tau**2).all()
-    assert (radius > 0.8 * tau**2).all()
-
-
-def test_the_radius_is_one_of_logits_as_they_are():
-  """Without a causal mask, too: keys are not centered unless asked for."""
-  config = _CONFIG._replace(is_causal=False)
-  x, params = vectors(), random_params(config)
-
-  def run(**options):
-    low = polynomial(config, 2, 1.0, **options)
-    return Transformer(low).apply(params, x)
-
-  np.testing.assert_array_equal(run(), run(center_keys=False))
-  assert jnp.abs(run() - run(center_keys=True)).max() > 1e-6
-
-
-def test_checked_mode():
-  config = polynomial(_CONFIG._replace(qk_norm=None), 2, 1e-3)
-  params, x = random_params(config), vectors()
-  apply = functools.partial(Transformer(config).apply, return_stats=True)
-  error, _ = jax.jit(checkify.checkify(apply))(params, x)
-  with pytest.raises(checkify.JaxRuntimeError, match="beyond the promised rad"):
-    error.throw()
-  jax.jit(apply)(params, x)  # Not checked: no error.
-
-  def loss(params):
-    return apply(params, x)[0].sum()
-
-  error, _ = jax.jit(checkify.checkify(jax.grad(loss)))(params)
-  with pytest.raises(checkify.JaxRuntimeError, match="beyond the promised rad"):
-    error.throw()
-  config = polynomial(_CONFIG, 2, 1.0)
-  apply = functools.partial(Transformer(config).apply, return_stats=True)
-  error, _ = jax.jit(checkify.checkify(apply))(params, x)
-  error.throw()
 
 
 # --- refused input ---
@@ -266,7 +193,7 @@ def test_checked_mode():
   ],
 )
 def test_bad_configuration_is_refused(changes, message):
-  config = _CONFIG._replace(**changes)
+  config = CONFIG._replace(**changes)
   with pytest.raises(ValueError, match=message):
     jax.eval_shape(Transformer(config).init, jax.random.key(0), vectors())
 
@@ -293,13 +220,13 @@ def test_bad_configuration_is_refused(changes, message):
   ],
 )
 def test_bad_input_is_refused(vocab_size, ids, positions, message):
-  config = _CONFIG._replace(vocab_size=vocab_size)
+  config = CONFIG._replace(vocab_size=vocab_size)
   init = Transformer(config).init
   with pytest.raises(ValueError, match=message):
     jax.eval_shape(init, jax.random.key(0), ids, positions)
 
 
 def test_positions_without_a_use_are_refused():
-  init = Transformer(_CONFIG._replace(positions=None)).init
+  init = Transformer(CONFIG._replace(positions=None)).init
   with pytest.raises(ValueError, match="positions must be None: the model tak"):
     jax.eval_shape(init, jax.random.key(0), vectors(), jnp.arange(T))

@@ -147,16 +147,18 @@ def test_nonnegative_sketch_is_the_square_of_half_the_power():
   assert (gram >= 0).all()
 
 
-@pytest.mark.parametrize("degree", [2, 4])
-def test_rms_error_is_that_of_the_paper(degree):
-  n, m, draws = 16, 64, 1000
+@pytest.mark.parametrize(("degree", "m"), [(2, 256), (2, 1024), (4, 256)])
+def test_rms_error_is_that_of_the_paper(degree, m):
+  # The Gaussian matrices of a degree of 4 are of m x m.
+  n, draws = 16, 1000 if degree == 2 else 300
   # Nearly orthogonal, where the error is |x|^p |y|^p / sqrt(m).
   x, y = np.linalg.qr(_normal(n, 2))[0].T
   moments = _moments(poly_sketch_init, poly_sketch_apply, n, m, degree)
   mean, variance = moments(jax.random.split(_key(), draws), x, y)
   rms = math.sqrt(variance * m)
   assert abs(mean) < 4 * math.sqrt(variance / draws)
-  assert 0.9 < rms < 1.15
+  # The estimate of a standard deviation is itself off by 2 %.
+  assert 0.93 < rms < 1.1
 
 
 def test_nonnegative_error_is_about_three_times_larger():
