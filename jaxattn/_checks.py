@@ -193,6 +193,16 @@ def check_boolean(name: str, x: jax.Array) -> None:
     )
 
 
+def check_no_mask(mask: Any, bias: Any) -> None:
+  """Raises if there is a mask or a bias, which linear time cannot honour."""
+  for name, x in (("mask", mask), ("bias", bias)):
+    if x is not None:
+      raise ValueError(
+        f"{name} must be None, got shape {jnp.shape(x)}: linear-time attention "
+        "cannot take an arbitrary mask or bias; use key_mask / is_causal"
+      )
+
+
 def _check_broadcastable(
   name: str, x: jax.Array, shape: tuple[int, ...]
 ) -> None:

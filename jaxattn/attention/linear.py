@@ -30,6 +30,8 @@ def linear_attention(
   feature_map: str | FeatureMap = "elu",
   normalize: bool = True,
   key_mask: jax.Array | None = None,
+  mask: None = None,
+  bias: None = None,
   min_denominator: float = 1e-6,
   scale: float | jax.Array | None = None,
   is_causal: bool = False,
@@ -46,8 +48,7 @@ def linear_attention(
   :func:`jaxattn.attention.polynomial_attention` is faster, because it never
   holds the features of all tokens.
 
-  Reverse mode of any order works. An arbitrary mask cannot be honoured in
-  linear time; masks of keys can.
+  Reverse mode of any order works.
 
   Args:
     query: (B, T, N, H), or (T, N, H) without a batch; floating.
@@ -57,6 +58,9 @@ def linear_attention(
       :class:`jaxattn.features.FeatureMap`.
     normalize: divide by the sum of weights; False leaves the weighted sum.
     key_mask: boolean (B, S); True = attend.
+    mask: must be None: of an arbitrary (T, S) mask nothing in linear time can
+      make use.
+    bias: must be None, for the same reason.
     min_denominator: a sum of weights below this in absolute value is replaced
       by it, with the sign that it had.
     scale: s > 0, the map is applied to sqrt(s) q and sqrt(s) k; None = 1. May
@@ -86,6 +90,7 @@ def linear_attention(
     >>> linear_attention(q, k, v, is_causal=True).shape
     (1, 128, 4, 16)
   """
+  _checks.check_no_mask(mask, bias)
   query, key, value = map(jnp.asarray, (query, key, value))
   key_mask = None if key_mask is None else jnp.asarray(key_mask)
   _checks.check_attention(query, key, value, key_mask=key_mask)

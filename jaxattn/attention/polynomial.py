@@ -46,6 +46,8 @@ def polynomial_attention(
   scale: float | jax.Array | None = None,
   is_causal: bool = False,
   key_mask: jax.Array | None = None,
+  mask: None = None,
+  bias: None = None,
   local: str = "exact",
   center_keys: bool | None = None,
   key_shift: jax.Array | None = None,
@@ -83,8 +85,10 @@ def polynomial_attention(
     sigma: spread of the logits, for ``"gaussian"``.
     scale: factor on the logits; None = 1 / sqrt(H). May be traced.
     is_causal: query t sees keys 0 to t.
-    key_mask: boolean (B, S); True = attend. Of an arbitrary (T, S) mask or bias
-      nothing in linear time can make use.
+    key_mask: boolean (B, S); True = attend.
+    mask: must be None: of an arbitrary (T, S) mask nothing in linear time can
+      make use.
+    bias: must be None, for the same reason.
     local: weights of the pairs inside a chunk of causal attention: ``"exact"``
       takes exp, which costs the same, ``"polynomial"`` p, so that the result is
       that of p everywhere and does not depend on ``chunk_size``.
@@ -131,6 +135,7 @@ def polynomial_attention(
     >>> bool(abs(out - softmax_attention(q, k, v)).max() < 1e-3)
     True
   """
+  _checks.check_no_mask(mask, bias)
   arrays = tuple(map(jnp.asarray, (query, key, value)))
   key_mask = None if key_mask is None else jnp.asarray(key_mask)
   sizes = _checks.check_attention(*arrays, key_mask=key_mask)

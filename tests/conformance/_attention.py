@@ -50,6 +50,7 @@ class Member(NamedTuple):
     neutral: for each parameter that must not change the result, a value to
       pass, and one that must be refused.
     has_prefix: a query that sees no key attends to a prefix, and gives no 0.
+    refuses: parameters that are there to say why they must be None.
   """
 
   fn: Callable[..., Any]
@@ -58,10 +59,12 @@ class Member(NamedTuple):
   effects: Mapping[str, Any]
   neutral: Mapping[str, tuple[Any, Any]]
   has_prefix: bool = False
+  refuses: tuple[str, ...] = ()
 
   def takes(self, name: str) -> bool:
-    """Whether the function has a parameter of this name."""
-    return name in inspect.signature(self.fn).parameters
+    """Whether the function has a parameter of this name, and use for it."""
+    parameters = inspect.signature(self.fn).parameters
+    return name in parameters and name not in self.refuses
 
   def call(
     self, query: Any, key: Any, value: Any, seen: Any = None, **options: Any
@@ -307,7 +310,13 @@ _ALL = (
       "scale": 0.25,
       "is_causal": True,
     },
-    neutral={"implementation": _IMPLEMENTATION, "precision": _PRECISION},
+    neutral={
+      "mask": (None, _MASK),
+      "bias": (None, np.float32(_MASK)),
+      "implementation": _IMPLEMENTATION,
+      "precision": _PRECISION,
+    },
+    refuses=("mask", "bias"),
   ),
   Member(
     fn=relu_attention,
@@ -384,6 +393,8 @@ _ALL = (
     neutral={
       # Each needs another option beside it.
       "sigma": (None, 0.3),
+      "mask": (None, _MASK),
+      "bias": (None, np.float32(_MASK)),
       "sketch_dim": (None, 16),
       "rng": (None, np.zeros(2, np.uint32)),
       "allow_odd": (True, 1),
@@ -393,6 +404,7 @@ _ALL = (
       "implementation": _IMPLEMENTATION,
       "precision": _PRECISION,
     },
+    refuses=("mask", "bias"),
   ),
 )
 

@@ -147,6 +147,8 @@ def test_refused_options(name, option, bad, message):
   call = functools.partial(MEMBERS[name].call, **{option: bad})
   if MEMBERS[name].takes(option):
     error = pytest.raises(ValueError, match=re.escape(message))
+  elif option in MEMBERS[name].refuses:
+    error = pytest.raises(ValueError, match=f"{option} must be None, got shape")
   else:
     error = pytest.raises(TypeError, match="unexpected keyword argument")
   with error:

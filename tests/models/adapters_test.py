@@ -471,9 +471,7 @@ def test_names_stand_for_the_functions_of_the_library():
 
   for got, want in outputs(x):
     np.testing.assert_allclose(got, want, atol=1e-12)
-  with pytest.raises(
-    ValueError, match=r"must have shape \(B, 1, 1, S\), becau"
-  ):
+  with pytest.raises(ValueError, match="linear-time attention cannot take an"):
     attention_fn("polynomial", **options)(x, x, x, mask=_causal(bool))
 
 
