@@ -46,9 +46,15 @@ def network(length: int, dim: int) -> _race.Row:
     jax.random.key(0), length=length, dim=dim, amplitude=0.7, b=0.3
   )
   signs = jax.random.rademacher(jax.random.key(1), (104, dim), jnp.float32)
-  x = jnp.ones((dim, dim))
-  run = functools.partial(separation_network, a, signs, b=0.3)
-  seconds = _race.race({"two rows": run, "dense": functools.partial(run, x=x)})
+  run = functools.partial(separation_network, b=0.3)
+  seconds = _race.race(
+    {
+      "two rows": functools.partial(jax.jit(run), a, signs),
+      "dense": functools.partial(
+        jax.jit(run), a, signs, x=jnp.ones((dim, dim))
+      ),
+    }
+  )
   name = f"fixed network, n = {length}, d = {dim}: all scores / two rows"
   return _race.ratio(name, seconds, "two rows", "dense", _NETWORK_BAR)
 

@@ -538,13 +538,15 @@ def _draw_crossover(
         markersize=8,
         label=label,
       )
-  # Above and below in turn: some have nearly as many features as the next.
-  for i, j in enumerate(np.argsort(m)):
-    d, g = config.sizes[j]
+  # Of two with nearly as many features the upper one is named above, the other
+  # one below.
+  for j, (d, g) in enumerate(config.sizes):
+    close = [k for k in range(len(m)) if 0.6 < m[k] / m[j] < 1.7]
+    is_upper = j == max(close, key=lambda k: (n[k], m[k]))
     ax.annotate(
       f"H={d}, g={g}",
       (m[j], n[j]),
-      xytext=(0, 10 if i % 2 else -18),
+      xytext=(0, 10 if is_upper else -18),
       ha="center",
       textcoords="offset points",
     )

@@ -12,6 +12,7 @@ from experiments import attention_sparsity as experiment
 from experiments import harness
 from jaxattn.attention import gaussian_budget
 from jaxattn.scaling import fit_slope
+from tests.experiments import smoke
 
 _CONFIG = "configs/attention_sparsity.py"
 
@@ -139,12 +140,4 @@ def test_full_size_is_traced():
 
 def test_smoke(tmp_path):
   pytest.importorskip("flax", reason="the model panel needs flax")
-  config = harness.load_config(f"{_CONFIG}:smoke")
-  verdict = experiment.run(config, tmp_path / "a")
-  assert verdict.verdict == "inconclusive"
-  assert all(map(math.isfinite, verdict.measured.values()))
-  assert len(verdict.accepted) > 5
-  assert (tmp_path / "a" / "figure.png").stat().st_size > 10_000
-  # The points are stored: a second call only draws and decides again.
-  again = experiment.run(config, tmp_path / "a")
-  assert again.measured == verdict.measured
+  smoke.run_twice("attention_sparsity", tmp_path, num_checks=13)

@@ -11,6 +11,7 @@ import pytest
 from experiments import harness
 from experiments import multilayer_gradient as experiment
 from jaxattn.attention import softmax_attention
+from tests.experiments import smoke
 
 pytest.importorskip("flax", reason="the models need flax")
 
@@ -113,13 +114,4 @@ def test_full_size_is_traced():
 
 
 def test_smoke(tmp_path):
-  config = harness.load_config(f"{_CONFIG}:smoke")
-  verdict = experiment.run(config, tmp_path / "a")
-  assert verdict.verdict == "inconclusive"
-  assert all(map(math.isfinite, verdict.measured.values()))
-  assert all(map(math.isfinite, verdict.timed.values()))
-  assert len(verdict.accepted) > 5
-  assert (tmp_path / "a" / "figure.png").stat().st_size > 10_000
-  # The points are stored: a second call only draws and decides again.
-  again = experiment.run(config, tmp_path / "a")
-  assert again.measured == verdict.measured
+  smoke.run_twice("multilayer_gradient", tmp_path, num_checks=14)

@@ -16,6 +16,7 @@ from jaxattn.features import (
   polynomial_coefficients,
   polynomial_error,
 )
+from tests.experiments import smoke
 
 _CONFIG = "configs/polynomial_attention.py"
 
@@ -99,12 +100,7 @@ def test_full_errors_and_gradients_are_traced():
 
 
 def test_smoke(tmp_path):
-  config = harness.load_config(f"{_CONFIG}:smoke")
-  verdict = experiment.run(config, tmp_path / "a")
-  assert verdict.verdict == "inconclusive"
-  assert all(map(math.isfinite, verdict.measured.values()))
-  assert all(map(math.isfinite, verdict.timed.values()))
-  assert len(verdict.accepted) > 15
+  verdict = smoke.run_twice("polynomial_attention", tmp_path, num_checks=20)
   # What does not depend on the clock holds at any size.
   for name, (low, high) in verdict.accepted.items():
     if name in verdict.measured:
@@ -112,8 +108,3 @@ def test_smoke(tmp_path):
       assert verdict.measured[name] <= (math.inf if high is None else high), (
         name
       )
-  assert (tmp_path / "a" / "figure.png").stat().st_size > 10_000
-  # The points are stored: a second call only draws and decides again.
-  again = experiment.run(config, tmp_path / "a")
-  assert again.measured == verdict.measured
-  assert again.timed == verdict.timed
