@@ -5,6 +5,8 @@ costs:
 
 * :mod:`jaxattn.attention`: exact, top-k and later approximate attention.
 * :mod:`jaxattn.features`: polynomial and other feature maps, their moments.
+* :mod:`jaxattn.regression`: regression and inversion problems of attention.
+* :mod:`jaxattn.newton`: damped, sampled Newton methods for them.
 * :mod:`jaxattn.softmax`: online softmax, the machinery under exact attention.
 * :mod:`jaxattn.sketch`: sketches of vectors and of their tensor powers.
 * :mod:`jaxattn.ntk`: tangent kernels and their predictions.
@@ -25,8 +27,10 @@ __all__ = [
   "data",
   "features",
   "models",
+  "newton",
   "ntk",
   "numerics",
+  "regression",
   "scaling",
   "sketch",
   "softmax",

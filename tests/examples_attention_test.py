@@ -4,7 +4,7 @@ import pytest
 
 from tests._public import names_with_example, run_example
 
-_NAMES = [n for n in names_with_example() if ".attention." in n]
+_NAMES = [n for n in names_with_example() if n.startswith("jaxattn.attention.")]
 
 
 @pytest.mark.parametrize("name", _NAMES)

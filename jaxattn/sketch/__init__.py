@@ -1,5 +1,9 @@
-"""Sketches: random maps to fewer dimensions that keep inner products."""
+"""Sketches: random maps to fewer dimensions or rows that keep products."""
 
+from jaxattn.sketch.leverage import leverage_scores as leverage_scores
+from jaxattn.sketch.rows import chernoff_rows as chernoff_rows
+from jaxattn.sketch.rows import row_sample as row_sample
+from jaxattn.sketch.rows import row_sample_poisson as row_sample_poisson
 from jaxattn.sketch.tensor import PolySketch as PolySketch
 from jaxattn.sketch.tensor import TensorSketch as TensorSketch
 from jaxattn.sketch.tensor import poly_sketch_apply as poly_sketch_apply
@@ -10,8 +14,12 @@ from jaxattn.sketch.tensor import tensor_sketch_init as tensor_sketch_init
 __all__ = [
   "PolySketch",
   "TensorSketch",
+  "chernoff_rows",
+  "leverage_scores",
   "poly_sketch_apply",
   "poly_sketch_init",
+  "row_sample",
+  "row_sample_poisson",
   "tensor_sketch_apply",
   "tensor_sketch_init",
 ]

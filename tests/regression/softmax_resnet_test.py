@@ -1,0 +1,468 @@
+"""Softmax regression with a skip: closed forms, theorems, solver."""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxattn import newton
+from jaxattn.regression import fit_softmax_resnet, softmax_resnet
+from tests.regression import _sampling
+
+_SCALES = (0.0, 0.3, 1.0)
+
+
+def _instance(n, d, residual_scale=1.0, noise=0.05, seed=1, **options):
+  """The planted instance of the specification's tests."""
+  rng = np.random.default_rng(seed)
+  a, planted = rng.normal(size=(n, d)) / math.sqrt(d), rng.normal(size=d)
+  b = softmax_resnet.predict(planted, a, residual_scale=residual_scale)
+  b = b * (1 + noise * rng.normal(size=n))
+  data = softmax_resnet.prepare(a, b, residual_scale=residual_scale, **options)
+  return data, jnp.asarray(planted)
+
+
+def _random(n=40, d=5, seed=0, residual_scale=1.0, w=0.3, ridge=0.1):
+  rng = np.random.default_rng(seed)
+  a, b = rng.normal(size=(n, d)) / 2, rng.dirichlet(np.ones(n))
+  data = softmax_resnet.prepare(
+    a, b, w=w * rng.uniform(size=n), ridge=ridge, residual_scale=residual_scale
+  )
+  return data, jnp.asarray(0.5 * rng.normal(size=d))
+
+
+def _plain_loss(x, data):
+  """The loss as it is written down."""
+  y = data.a @ x
+  u = jnp.exp(y) + data.residual_scale * y
+  f = u / u.sum()
+  penalty = (data.w2 * y**2).sum() + data.ridge * (x**2).sum()
+  return (((f - data.b) ** 2).sum() + penalty) / 2
+
+
+def _dense(x, data):
+  return newton.curvature_dense(softmax_resnet.curvature(x, data))
+
+
+# --- closed forms ---
+
+
+@pytest.mark.parametrize("residual_scale", _SCALES)
+@pytest.mark.parametrize("seed", range(5))
+def test_derivatives_are_those_of_the_loss(residual_scale, seed):
+  data, x = _random(seed=seed, residual_scale=residual_scale)
+  value, grad = softmax_resnet.value_and_grad(x, data)
+  want = jax.value_and_grad(_plain_loss)(x, data)
+  np.testing.assert_allclose(value, want[0], rtol=1e-13)
+  np.testing.assert_allclose(softmax_resnet.loss(x, data), value, rtol=1e-15)
+  close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-12)
+  close(grad, want[1])
+  close(_dense(x, data), jax.hessian(_plain_loss)(x, data))
+  v = jnp.arange(1.0, 6.0)
+  close(
+    newton.curvature_matvec(softmax_resnet.curvature(x, data), v),
+    _dense(x, data) @ v,
+  )
+
+
+@pytest.mark.parametrize("residual_scale", _SCALES)
+def test_gauss_newton_part(residual_scale):
+  data, x = _random(residual_scale=residual_scale)
+
+  def predict(x):
+    return softmax_resnet.predict(x, data.a, residual_scale=residual_scale)
+
+  jacobian = jax.jacobian(predict)(x)
+  got = newton.curvature_dense(softmax_resnet.gauss_newton(x, data))
+  want = jacobian.T @ jacobian + data.const
+  np.testing.assert_allclose(got, want, atol=1e-12)
+
+
+@pytest.mark.parametrize("residual_scale", _SCALES)
+def test_hessian_by_rows(residual_scale):
+  data, x = _random(residual_scale=residual_scale)
+  a, rho = np.asarray(data.a), residual_scale
+  y = a @ np.asarray(x)
+  alpha = (np.exp(y) + rho * y).sum()
+  f, v = (np.exp(y) + rho * y) / alpha, (np.exp(y) + rho) / alpha
+  c = f - np.asarray(data.b)
+  tilde, mean = c - c @ f, a.T @ v
+  first = v[:, None] * a - f[:, None] * mean
+  centered = a - mean
+  want = first.T @ first + centered.T @ np.diag(tilde * v) @ centered
+  want -= (tilde @ v) * np.outer(mean, mean)
+  want -= rho / alpha * a.T @ np.diag(tilde) @ a
+  want += data.const
+  got = _dense(x, data)
+  np.testing.assert_allclose(got, want, rtol=0, atol=1e-12 * abs(want).max())
+
+
+def test_hessian_of_softmax_is_one_centered_gram():
+  data, x = _random(residual_scale=0.0)
+  f = jax.nn.softmax(data.a @ x)
+  c = f - data.b
+  gram = newton.weighted_gram(
+    data.a, f**2 + f * (c - c @ f), center=data.a.T @ f
+  )
+  want = gram + data.const
+  np.testing.assert_allclose(_dense(x, data), want, rtol=0, atol=1e-13)
+
+
+def test_without_a_skip_it_is_softmax():
+  data, x = _random(residual_scale=0.0, w=0.0, ridge=0.0)
+  got = softmax_resnet.predict(x, data.a, residual_scale=0.0)
+  np.testing.assert_allclose(got, jax.nn.softmax(data.a @ x), rtol=1e-13)
+  # A column of ones moves all entries of y by the same: nothing changes.
+  a = jnp.concatenate([data.a, jnp.ones((40, 1))], 1)
+  more = softmax_resnet.prepare(a, data.b, residual_scale=0.0)
+  losses = [softmax_resnet.loss(jnp.append(x, t), more) for t in (-3.0, 0, 7.0)]
+  np.testing.assert_allclose(losses, softmax_resnet.loss(x, data), rtol=1e-12)
+  hessian = _dense(jnp.append(x, 1.0), more)
+  np.testing.assert_allclose(hessian[-1], 0, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+  ("dtype", "top", "tol"), [("float64", 800.0, 1e-10), ("float32", 200.0, 1e-4)]
+)
+def test_large_logits(dtype, top, tol):
+  a = np.array([[top, 0.0], [1.0, 0.5], [2.0, -1.0]])
+  x, b = np.array([1.0, 0.3]), np.array([0.2, 0.5, 0.3])
+  data = softmax_resnet.prepare(
+    jnp.asarray(a, dtype), jnp.asarray(b, dtype), ridge=0.1
+  )
+  value, grad = softmax_resnet.value_and_grad(jnp.asarray(x, dtype), data)
+  hessian = _dense(jnp.asarray(x, dtype), data)
+  # The reference has the range of extended precision: e^800 is a number there.
+  a, x, b = (np.asarray(z, np.longdouble) for z in (a, x, b))
+  y = a @ np.asarray(x)
+  alpha = (np.exp(y) + y).sum()
+  f, v, z = (np.exp(y) + y) / alpha, (np.exp(y) + 1) / alpha, np.exp(y) / alpha
+  c = f - b
+  want = (c @ c) / 2 + np.longdouble(0.1) * (x @ x) / 2
+  np.testing.assert_allclose(value, float(want), rtol=tol)
+  want = a.T @ (v * (c - c @ f)) + np.longdouble(0.1) * x
+  np.testing.assert_allclose(grad, want.astype(float), rtol=tol, atol=tol)
+  diagonal = v**2 + (c - c @ f) * z
+  p = v * (f + c)
+  inner = np.diag(diagonal) + (f @ f + 2 * (c @ f)) * np.outer(v, v)
+  inner -= np.outer(v, p) + np.outer(p, v)
+  want = a.T @ inner @ a + np.longdouble(0.1) * np.eye(2)
+  # Rounding of 1 - f^2 is multiplied by the square of the largest entry.
+  room = float(np.finfo(dtype).eps) * top**2 * 8
+  np.testing.assert_allclose(hessian, want.astype(float), rtol=tol, atol=room)
+
+
+# --- theorems, and where they fail ---
+
+
+def test_hessian_is_indefinite_without_a_regularizer():
+  """Against the abstract of the source; with weights of 2 it is not."""
+  n, d = 20, 3
+
+  def least_eigenvalue(seed, w):
+    rng = np.random.default_rng(seed)
+    a = rng.normal(size=(n, d))
+    data = softmax_resnet.prepare(a, np.eye(n)[0], w=w)
+    x = jnp.asarray(rng.normal(size=d))
+    return np.linalg.eigvalsh(_dense(x, data))[0]
+
+  negative = [least_eigenvalue(seed, 0.0) < 0 for seed in range(400)]
+  assert sum(negative) >= 100
+  assert all(least_eigenvalue(seed, 2.0) > 0 for seed in range(400))
+
+
+def test_newton_on_a_planted_instance():
+  n = 2000
+  data, _ = _instance(n, 10, w=0.1 / n)
+  config = newton.NewtonConfig(rtol=1e-12)
+  found = newton.minimize(
+    softmax_resnet.problem(), jnp.zeros(10), data, config=config
+  )
+  assert found.reason == 1
+  assert found.num_steps <= 8
+  assert jnp.linalg.norm(found.x) > 1
+
+
+def test_pure_newton_is_quadratic():
+  n = 2000
+  data, _ = _instance(n, 10, w=0.1 / n)
+  problem = softmax_resnet.problem()
+  best = _sampling.minimum(problem, data, 10)
+  errors = _sampling.errors_of_pure_steps(
+    problem, _sampling.near(best, 0.16), best, data
+  )
+  assert 1.6 <= _sampling.order(errors) <= 2.6
+  assert errors[3] < 1e-9
+
+
+@pytest.mark.parametrize(("rows", "most"), [(80, 0.2), (20, 0.5)])
+def test_sampled_newton_contracts(rows, most):
+  n, d = 2000, 10
+  data, _ = _instance(n, d, w=0.1 / n)
+  best = _sampling.minimum(softmax_resnet.problem(), data, d)
+  h = softmax_resnet.curvature(best, data)
+  hessian, prob = newton.curvature_dense(h), _sampling.leverage(h)
+  x = best + 0.05 * np.random.default_rng(0).normal(size=d)
+
+  @jax.jit
+  def one(x, rng):
+    h = softmax_resnet.curvature(x, data)
+    h = newton.curvature_dense(newton.curvature_sample(rng, h, prob, rows * d))
+    return x - jnp.linalg.solve(h, softmax_resnet.value_and_grad(x, data)[1])
+
+  sizes = [_sampling.norm_in(hessian, x - best)]
+  for i in range(5):
+    x = one(x, jax.random.key(i))
+    sizes.append(_sampling.norm_in(hessian, x - best))
+  # The first step also has the curvature of the path in it.
+  factors = np.divide(sizes[2:], sizes[1:-1])
+  assert np.exp(np.log(factors).mean()) <= most
+
+
+@pytest.mark.slow
+def test_error_of_a_sketch_follows_its_law():
+  n, d = 20_000, 10
+  data, _ = _instance(n, d, w=0.1 / n)
+  best = _sampling.minimum(softmax_resnet.problem(), data, d)
+  h = softmax_resnet.curvature(best, data)
+  exact, medians, sizes = newton.curvature_dense(h), [], (20, 80, 320)
+  for rows in sizes:
+    median = _sampling.median_error(h, exact, num_rows=rows * d)
+    medians.append(float(median))
+    law = 2 * math.sqrt(1 / rows) + 1 / rows
+    assert 0.65 * law <= medians[-1] <= 1.35 * law
+  slope = np.polyfit(np.log(sizes), np.log(medians), 1)[0]
+  assert -0.62 <= slope <= -0.42
+
+
+def test_sampling_without_centering_fails_on_concentrated_outputs():
+  n, d = 20_000, 10
+  rng = np.random.default_rng(1)
+  a, planted = rng.normal(size=(n, d)), rng.normal(size=d)
+  planted *= 3 / np.std(a @ planted)
+  f = softmax_resnet.predict(planted, a, residual_scale=0.0)
+  assert f.max() / f.mean() > 50
+  b = f * (1 + 0.05 * rng.normal(size=n))
+  data = softmax_resnet.prepare(a, b, w=1e-3 / n, residual_scale=0.0)
+  h = softmax_resnet.curvature(jnp.asarray(planted), data)
+  error = functools.partial(
+    _sampling.median_error, exact=newton.curvature_dense(h), num_rows=16 * d
+  )
+  assert error(h) < 1
+  assert error(h._replace(center=None)) > 10
+
+
+# --- the solver on it ---
+
+
+def test_one_dimension_by_brute_force():
+  rng = np.random.default_rng(2)
+  a = rng.normal(size=(30, 1))
+  b = softmax_resnet.predict(np.array([0.8]), a) * (
+    1 + 0.1 * rng.normal(size=30)
+  )
+  data = softmax_resnet.prepare(a, b, w=1e-3)
+  inside = softmax_resnet.problem().in_domain
+  run = jax.jit(jax.vmap(lambda x: softmax_resnet.loss(x, data)))
+  allowed = jax.jit(jax.vmap(lambda x: inside(x, data)))
+  grid = np.linspace(-5, 5, 200_001)[:, None]
+  losses = np.where(allowed(grid), run(grid), np.inf)
+  best = grid[losses.argmin(), 0]
+  for start in (-1.0, -0.5, 0.0, 0.5, 1.5):
+    found = fit_softmax_resnet(a, b, w=1e-3, x0=jnp.array([start]))
+    assert found.reason == 1
+    # As fine as the grid, which is flat to rounding around its minimum.
+    np.testing.assert_allclose(found.x[0], best, atol=5e-5)
+    assert found.loss <= losses.min() + 1e-15
+    values = jnp.asarray([found.x - 1e-6, found.x + 1e-6])
+    assert (run(values) > found.loss).all()
+
+
+@pytest.mark.parametrize(("start", "size"), [(-0.55, 0.5), (-0.6, 0.0625)])
+def test_steps_stay_where_the_normalizer_is_positive(start, size):
+  a, b = jnp.array([[1.0], [0.5]]), jnp.array([-0.5, 1.5])
+  for x, alpha in ((0.0, 2.0), (-0.6, 0.39), (-1.0, -0.53)):
+    sign, log = softmax_resnet.log_alpha(jnp.array([x]), a)
+    np.testing.assert_allclose(sign * jnp.exp(log), alpha, atol=5e-3)
+  found = fit_softmax_resnet(a, b, x0=jnp.array([start]))
+  # The whole first step would cross alpha = 0.
+  assert found.log.step_size[0] == size
+  assert found.reason == 1
+  assert softmax_resnet.log_alpha(found.x, a)[0] == 1
+  assert all(np.isfinite(x[: found.num_steps]).all() for x in found.log)
+
+
+def test_profiles_that_must_stay_positive():
+  a, b = jnp.array([[1.0], [0.5]]), jnp.array([-0.5, 1.5])
+  data = softmax_resnet.prepare(a, b)
+  problem = softmax_resnet.problem(positive=True)
+  found = newton.minimize(problem, jnp.zeros(1), data)
+  # It ends at the wall, y_1 = -W(1) = -0.567..., where f_1 is 0.
+  f = softmax_resnet.predict(found.x, a)
+  assert (f > 0).all()
+  np.testing.assert_allclose(found.x[0], -0.5671432904, atol=1e-6)
+
+
+def test_nothing_to_do():
+  a = jnp.asarray(np.random.default_rng(0).normal(size=(30, 4)))
+  b = softmax_resnet.predict(jnp.zeros(4), a)
+  found = fit_softmax_resnet(a, b)
+  assert (found.reason, found.num_steps) == (1, 0)
+  assert not found.x.any()
+
+
+def test_a_heavy_regularizer_leaves_nothing():
+  data, _ = _instance(300, 4)
+  sizes = [
+    float(jnp.linalg.norm(fit_softmax_resnet(data.a, data.b, w=w).x))
+    for w in (1.0, 4.0, 16.0)
+  ]
+  slopes = np.diff(np.log(sizes)) / np.log(4)
+  np.testing.assert_allclose(slopes, -2, atol=0.05)
+
+
+def test_several_targets_by_vmap():
+  data, _ = _instance(200, 4)
+  targets = jnp.stack([data.b, jnp.roll(data.b, 1), jnp.roll(data.b, 7)])
+  fit = functools.partial(fit_softmax_resnet, data.a, w=1e-3)
+  together = jax.vmap(fit)(targets)
+  for i, b in enumerate(targets):
+    np.testing.assert_allclose(fit(b).x, together.x[i], rtol=0, atol=1e-12)
+
+
+def test_sparse_designs():
+  rng = np.random.default_rng(0)
+  design = newton.Design(
+    jnp.asarray(rng.integers(0, 6, (100, 2))),
+    jnp.asarray(rng.normal(size=(100, 2))),
+    6,
+  )
+  dense = newton.design_rows(design, jnp.arange(100))
+  b = jnp.asarray(rng.dirichlet(np.ones(100)))
+  got, want = (fit_softmax_resnet(a, b, w=1e-2) for a in (design, dense))
+  np.testing.assert_allclose(got.x, want.x, atol=1e-10)
+
+
+@pytest.mark.parametrize("sketch", ["leverage", "uniform"])
+@pytest.mark.parametrize("refresh", [0, 5])
+def test_sketched_fit_finds_the_same_minimum(sketch, refresh):
+  n = 4000
+  data, _ = _instance(n, 8, w=0.1 / n)
+  want = fit_softmax_resnet(data.a, data.b, w=0.1 / n)
+  config = newton.NewtonConfig(
+    sketch=sketch, max_steps=100, rtol=1e-10, refresh=refresh
+  )
+  got = fit_softmax_resnet(
+    data.a, data.b, w=0.1 / n, config=config, rng=jax.random.key(0)
+  )
+  assert got.reason == 1
+  np.testing.assert_allclose(got.x, want.x, rtol=1e-5)
+  rows = got.log.num_rows[: got.num_steps]
+  assert (rows[:2] == n).all()
+  assert rows[2] == 32 * 8
+  if refresh:
+    assert (rows[::refresh] == n).all()
+
+
+@pytest.mark.parametrize("solver", ["woodbury", "dual", "cg"])
+def test_linear_solvers_find_the_same_minimum(solver):
+  """Of a problem with more unknowns than rows, and a ridge alone."""
+  rng = np.random.default_rng(0)
+  a, b = rng.normal(size=(15, 40)) / 6, rng.dirichlet(np.ones(15))
+  ridge = 1e-3
+  want = fit_softmax_resnet(a, b, ridge=ridge)
+  data = softmax_resnet.prepare(a, b, ridge=ridge)
+  problem = softmax_resnet.problem()
+  if solver == "dual":
+    # Which asks for the constant as a number.
+    dense = problem.curvature
+    problem = problem._replace(
+      curvature=lambda x, data: dense(x, data)._replace(const=data.ridge)
+    )
+  config = newton.NewtonConfig(linear_solver=solver)
+  got = newton.minimize(problem, jnp.zeros(40), data, config=config)
+  assert got.reason == 1
+  np.testing.assert_allclose(got.x, want.x, rtol=0, atol=1e-8)
+
+
+def test_fit_in_float32():
+  data, _ = _instance(500, 5, w=1e-3)
+  want = fit_softmax_resnet(data.a, data.b, w=1e-3)
+  config = newton.NewtonConfig(rtol=1e-4)
+  a, b = data.a.astype("float32"), data.b.astype("float32")
+  got = fit_softmax_resnet(a, b, w=1e-3, x0=jnp.zeros(5), config=config)
+  assert got.x.dtype == got.loss.dtype == jnp.float32
+  assert got.reason in (1, 2)
+  np.testing.assert_allclose(got.x, want.x, rtol=1e-2)
+
+
+def test_implicit_gradient_of_a_structured_problem():
+  data, _ = _instance(60, 3, w=1e-2)
+  config = newton.NewtonConfig(rtol=1e-13)
+
+  @jax.jit
+  def outer(b):
+    x = newton.implicit_solution(
+      softmax_resnet.problem(), jnp.zeros(3), data._replace(b=b), config=config
+    )
+    return (x**2).sum()
+
+  grad, h = jax.grad(outer)(data.b), 1e-4
+  for i in (0, 17):
+    e = h * jnp.eye(60)[i]
+    want = (outer(data.b + e) - outer(data.b - e)) / (2 * h)
+    np.testing.assert_allclose(grad[i], want, atol=1e-6)
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize(
+  ("a", "b", "options", "message"),
+  [
+    (np.ones(5), np.ones(5), {}, "a must have 2 dimensions, got shape (5,)"),
+    (
+      np.ones((64, 2)),
+      np.ones(10),
+      {},
+      "b must have shape (64,) = (n,), got (10,)",
+    ),
+    (np.ones((3, 2), int), np.ones(3), {}, "a must have a floating dtype"),
+    (
+      np.ones((3, 2)),
+      np.ones(3),
+      {"residual_scale": -1.0},
+      "residual_scale must be non-negative, got -1.0",
+    ),
+    (np.ones((3, 2)), np.ones(3), {"w": -1.0}, "w must be non-negative, got"),
+    (
+      np.ones((3, 2)),
+      np.ones(3),
+      {"w": np.ones(2)},
+      "w must have shape (3,) = (n,), got (2,)",
+    ),
+    (
+      np.ones((3, 2)),
+      np.ones(3),
+      {"x0": np.zeros(3)},
+      "x0 must have shape (2,) = (d,), got (3,)",
+    ),
+  ],
+)
+def test_refused_arguments(a, b, options, message):
+  with pytest.raises(ValueError, match=re.escape(message)):
+    fit_softmax_resnet(a, b, **options)
+
+
+@pytest.mark.parametrize("which", ["a", "b"])
+def test_data_that_are_not_finite(which):
+  data, _ = _instance(50, 3)
+  arrays = {"a": data.a, "b": data.b}
+  arrays[which] = arrays[which].at[0].set(np.nan)
+  found = fit_softmax_resnet(**arrays)
+  assert found.reason == 4
+  assert not found.x.any()
