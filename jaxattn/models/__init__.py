@@ -14,6 +14,10 @@ from jaxattn.models.classifier import (
   AttentionClassifier as AttentionClassifier,
 )
 from jaxattn.models.classifier import PooledRegressor as PooledRegressor
+from jaxattn.models.icl import ICLHistory as ICLHistory
+from jaxattn.models.icl import ICLRegressor as ICLRegressor
+from jaxattn.models.icl import train_icl as train_icl
+from jaxattn.models.leakage import LeakageBlock as LeakageBlock
 from jaxattn.models.minilm import MiniLMOutput as MiniLMOutput
 from jaxattn.models.minilm import load_minilm as load_minilm
 from jaxattn.models.minilm import minilm_apply as minilm_apply
@@ -34,6 +38,9 @@ from jaxattn.models.transformer import TransformerStats as TransformerStats
 __all__ = [
   "AttentionClassifier",
   "GradientError",
+  "ICLHistory",
+  "ICLRegressor",
+  "LeakageBlock",
   "MiniLMOutput",
   "NTKAttention",
   "PooledRegressor",
@@ -49,4 +56,5 @@ __all__ = [
   "separation_network",
   "separation_transition",
   "separation_weight",
+  "train_icl",
 ]

@@ -1,5 +1,6 @@
 """Damped Newton methods for regression problems with structured Hessians."""
 
+from jaxattn.newton.centers import analytic_center as analytic_center
 from jaxattn.newton.certificate import LocalCertificate as LocalCertificate
 from jaxattn.newton.certificate import local_certificate as local_certificate
 from jaxattn.newton.curvature import Curvature as Curvature
@@ -14,6 +15,10 @@ from jaxattn.newton.curvature import design_matvec as design_matvec
 from jaxattn.newton.curvature import design_rows as design_rows
 from jaxattn.newton.curvature import design_vecmat as design_vecmat
 from jaxattn.newton.curvature import weighted_gram as weighted_gram
+from jaxattn.newton.first_order import FirstOrderLog as FirstOrderLog
+from jaxattn.newton.first_order import FirstOrderResult as FirstOrderResult
+from jaxattn.newton.first_order import fista as fista
+from jaxattn.newton.first_order import gradient_descent as gradient_descent
 from jaxattn.newton.implicit import implicit_solution as implicit_solution
 from jaxattn.newton.minimize import NewtonConfig as NewtonConfig
 from jaxattn.newton.minimize import NewtonInfo as NewtonInfo
@@ -31,6 +36,8 @@ __all__ = [
   "Curvature",
   "DenseCurvature",
   "Design",
+  "FirstOrderLog",
+  "FirstOrderResult",
   "LocalCertificate",
   "NewtonConfig",
   "NewtonInfo",
@@ -39,12 +46,15 @@ __all__ = [
   "OperatorCurvature",
   "Problem",
   "StructuredCurvature",
+  "analytic_center",
   "curvature_dense",
   "curvature_matvec",
   "curvature_sample",
   "design_matvec",
   "design_rows",
   "design_vecmat",
+  "fista",
+  "gradient_descent",
   "implicit_solution",
   "init",
   "least_squares_problem",

@@ -88,8 +88,10 @@ class NewtonState(NamedTuple):
     mu: (), damping over the norm of the gradient.
     num_steps: ().
     reason: (), -1 while running; see :class:`NewtonResult`.
+    start_loss: (), the first loss.
     start_norm: (), norm of the first gradient.
-    num_flat: (), exact steps in a row that promised less than rounding.
+    num_flat: (), exact steps in a row that promised a fall of the loss, or
+      moved x, by no more than rounding.
     level: (), of the ladder of row counts: 0, 1, or 2 for all rows.
     num_good: (), steps in a row that converged well.
     prob: (n,) probabilities of rows; (0,) without a sketch.
@@ -101,6 +103,7 @@ class NewtonState(NamedTuple):
   mu: jax.Array
   num_steps: jax.Array
   reason: jax.Array
+  start_loss: jax.Array
   start_norm: jax.Array
   num_flat: jax.Array
   level: jax.Array
@@ -141,7 +144,7 @@ class NewtonResult(NamedTuple):
     grad_norm: ().
     num_steps: ().
     reason: (): 0 = ``max_steps``; 1 = the gradient is small enough; 2 = two
-      exact steps in a row promised less than rounding; 3 = not even the
+      exact steps in a row were within rounding; 3 = not even the
       shortest step was accepted; 4 = the start is not finite, or outside the
       domain, and is handed back as x.
     log: a :class:`NewtonInfo` of (max_steps,) arrays, NaN or -1 after the end.
@@ -338,6 +341,19 @@ def _check_rng(config: NewtonConfig, rng: jax.Array | None) -> None:
     raise ValueError(f"rng is required when sketch={config.sketch!r}")
 
 
+def _check_gradient(loss: jax.Array, grad: jax.Array, x0: jax.Array) -> None:
+  if jnp.shape(grad) != x0.shape or jnp.shape(loss) != ():
+    raise ValueError(
+      "value_and_grad must return shapes () and that of x0, "
+      f"{x0.shape}; got {jnp.shape(loss)} and {jnp.shape(grad)}"
+    )
+  for name, z in (("loss", loss), ("gradient", grad)):
+    if z.dtype != x0.dtype:
+      raise ValueError(
+        f"x0 must have the dtype of the {name}, {z.dtype}, got {x0.dtype}"
+      )
+
+
 def _check_curvature(curvature: Curvature, config: NewtonConfig) -> None:
   solver = config.linear_solver
   asks = None
@@ -381,6 +397,7 @@ def _init(
 ) -> NewtonState:
   value = _value(problem, x0, data)
   loss, grad = problem.value_and_grad(x0, data)
+  _check_gradient(loss, grad, x0)
   norm = jnp.linalg.norm(grad)
   prob = jnp.zeros((0,), x0.dtype)
   if config.sketch is not None:
@@ -400,6 +417,7 @@ def _init(
     mu=jnp.asarray(config.mu0, x0.dtype),
     num_steps=zero,
     reason=jnp.where(bad, _BAD_START, done).astype(jnp.int32),
+    start_loss=loss.astype(x0.dtype),
     start_norm=norm,
     num_flat=zero,
     level=zero,
@@ -442,7 +460,11 @@ def _step(
   new_norm = jnp.linalg.norm(new_grad)
 
   promised = -(size * slope + size**2 * bend / 2)
-  flat = promised <= _ROUND_OFF * eps * jnp.abs(loss)
+  moved = jnp.where(accepted, size, 0) * jnp.linalg.norm(direction)
+  # Of a sum of squares that goes to 0 the rounding is that of its roots.
+  floor = jnp.maximum(jnp.abs(loss), eps * jnp.abs(state.start_loss))
+  flat = promised <= _ROUND_OFF * eps * floor
+  flat |= accepted & (moved <= _ROUND_OFF * eps * jnp.linalg.norm(x))
   ratio = jnp.where(
     flat, 1, (loss - new_loss) / jnp.where(flat, 1, promised)
   ).astype(x.dtype)
@@ -468,7 +490,7 @@ def _step(
     shift=shift,
     step_size=jnp.where(accepted, size, 0),
     ratio=ratio,
-    step_norm=jnp.where(accepted, size, 0) * jnp.linalg.norm(direction),
+    step_norm=moved,
     num_rows=num_rows,
     num_shifts=num_shifts,
   )
@@ -480,6 +502,7 @@ def _step(
     mu=mu,
     num_steps=state.num_steps + 1,
     reason=reason.astype(jnp.int32),
+    start_loss=state.start_loss,
     start_norm=state.start_norm,
     num_flat=num_flat,
     level=level,

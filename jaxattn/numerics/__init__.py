@@ -1,6 +1,15 @@
 """Numerical helpers that several rooms share: selection of the largest."""
 
+from jaxattn.numerics.linalg import power_iteration as power_iteration
+from jaxattn.numerics.linalg import ridge_solve as ridge_solve
+from jaxattn.numerics.linalg import spectral_bounds as spectral_bounds
 from jaxattn.numerics.select import topk_indices as topk_indices
 from jaxattn.numerics.select import topk_merge as topk_merge
 
-__all__ = ["topk_indices", "topk_merge"]
+__all__ = [
+  "power_iteration",
+  "ridge_solve",
+  "spectral_bounds",
+  "topk_indices",
+  "topk_merge",
+]

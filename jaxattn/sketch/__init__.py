@@ -1,5 +1,8 @@
 """Sketches: random maps to fewer dimensions or rows that keep products."""
 
+from jaxattn.sketch.leverage import (
+  hadamard_square_matvec as hadamard_square_matvec,
+)
 from jaxattn.sketch.leverage import leverage_scores as leverage_scores
 from jaxattn.sketch.rows import chernoff_rows as chernoff_rows
 from jaxattn.sketch.rows import row_sample as row_sample
@@ -15,6 +18,7 @@ __all__ = [
   "PolySketch",
   "TensorSketch",
   "chernoff_rows",
+  "hadamard_square_matvec",
   "leverage_scores",
   "poly_sketch_apply",
   "poly_sketch_init",

@@ -102,9 +102,9 @@ def hadamard_square_matvec(q: jax.Array, t: jax.Array) -> jax.Array:
   Example:
     >>> import jax.numpy as jnp
     >>> from jaxattn.sketch import hadamard_square_matvec
-    >>> q = jnp.array([[0.6], [0.8]])
-    >>> print(hadamard_square_matvec(q, jnp.ones(2)).round(3))
-    [0.36 0.64]
+    >>> q = jnp.array([[1.0, 2.0], [0.0, 1.0]])
+    >>> print(hadamard_square_matvec(q, jnp.ones(2)))
+    [29.  5.]
   """
   _checks.check_rank("q", q, 2)
   _checks.check_floating("q", q)

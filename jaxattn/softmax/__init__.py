@@ -3,6 +3,12 @@
 from jaxattn.softmax.cache import Prefix as Prefix
 from jaxattn.softmax.cache import prefix_init as prefix_init
 from jaxattn.softmax.exact import softmax_attention as softmax_attention
+from jaxattn.softmax.jacobian import (
+  softmax_jacobian_matvec as softmax_jacobian_matvec,
+)
+from jaxattn.softmax.jacobian import (
+  softmax_jacobian_matvec_jvp as softmax_jacobian_matvec_jvp,
+)
 from jaxattn.softmax.online import OnlineSoftmax as OnlineSoftmax
 from jaxattn.softmax.online import (
   online_softmax_finalize as online_softmax_finalize,
@@ -24,4 +30,6 @@ __all__ = [
   "online_softmax_update",
   "prefix_init",
   "softmax_attention",
+  "softmax_jacobian_matvec",
+  "softmax_jacobian_matvec_jvp",
 ]

@@ -1,6 +1,7 @@
 """The family of regression problems: one instance of each."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxattn import newton
-from jaxattn.regression import softmax_resnet, two_layer
+from jaxattn.regression import (
+  attention,
+  attention_inversion,
+  leverage_inversion,
+  softmax_resnet,
+  two_layer,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +93,84 @@ def _two_layer(order: str) -> Member:
   )
 
 
+def _attention() -> Member:
+  def instance(rng, n, noise, ridge):
+    a1, a2, a3 = rng.normal(size=(3, n, 3))
+    x, y = rng.normal(size=(3, 3)) / 2, rng.normal(size=(3, 2))
+    b = attention.predict(x, y, a1, a2, a3) + noise * rng.normal(size=(n, 2))
+    data = attention.prepare(a1, a2, a3, b, ridge_x=ridge, ridge_y=ridge)
+    return data, np.concatenate([x.ravel(), y.ravel()])
+
+  def make(seed):
+    rng = np.random.default_rng(seed)
+    data, x = instance(rng, 9, 1.0, 0.0)
+    return data, jnp.asarray(x + 0.5 * rng.normal(size=x.shape))
+
+  def planted():
+    data, x = instance(np.random.default_rng(1), 48, 0.01, 1e-3)
+    return data, jnp.asarray(x)
+
+  return Member("attention", attention.problem(), make, planted, "b", mu0=1e-1)
+
+
+def _leverage_inversion() -> Member:
+  def instance(rng, shares):
+    a, b = rng.normal(size=(20, 3)), -1 - rng.uniform(size=20)
+    points = []
+    for share in shares:
+      side = rng.normal(size=3)
+      speed = a @ side
+      wall = (b[speed < 0] / speed[speed < 0]).min()
+      points.append(share * wall * side)
+    target, x = points
+    sigma = leverage_inversion.leverage(jnp.asarray(target), a, b)
+    return leverage_inversion.prepare(a, b, sigma), jnp.asarray(x)
+
+  def planted():
+    data, x = instance(np.random.default_rng(0), (0.6, 0.5))
+    sigma = leverage_inversion.leverage(x, data.a, data.b)
+    return data._replace(sigma=sigma), x
+
+  return Member(
+    "leverage_inversion",
+    leverage_inversion.problem(),
+    lambda seed: instance(np.random.default_rng(seed), (0.9, 0.8)),
+    planted,
+    "sigma",
+  )
+
+
+def _attention_inversion() -> Member:
+  def instance(rng, share):
+    tokens, w, v = rng.normal(size=(3, 4, 4))
+    w = w / 2
+    weights, output = attention_inversion.predict(tokens, w, v)
+    data = attention_inversion.prepare(w, v, weights=weights, output=output)
+    return data, jnp.asarray((tokens + share * rng.normal(size=(4, 4))).ravel())
+
+  return Member(
+    "attention_inversion",
+    attention_inversion.problem(),
+    lambda seed: instance(np.random.default_rng(seed), 1.0),
+    lambda: instance(np.random.default_rng(0), 0.0),
+    "output",
+  )
+
+
 MEMBERS = (
+  _attention(),
+  _attention_inversion(),
+  _leverage_inversion(),
   _softmax_resnet(0.0),
   _softmax_resnet(1.0),
   _two_layer("softmax_relu"),
   _two_layer("relu_softmax"),
 )
+
+
+@functools.cache
+def minimum(member):
+  """What Newton's method finds for the planted data, and these data."""
+  data, start = member.planted()
+  config = newton.NewtonConfig(mu0=member.mu0, rtol=1e-14, max_steps=100)
+  return newton.minimize(member.problem, start, data, config=config), data

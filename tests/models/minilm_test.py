@@ -34,6 +34,11 @@ _TEXTS = (
 )
 
 
+@pytest.fixture(autouse=True)
+def compile_fast():
+  """Compiled as users do: tolerances are those of optimized code."""
+
+
 @pytest.fixture(scope="module")
 def params():
   return load_minilm()

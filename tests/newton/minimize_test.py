@@ -334,6 +334,10 @@ def test_refused_sketch_of_a_dense_curvature():
   [
     (np.ones((3, 4)), "x0 must be 1-D, got shape (3, 4)"),
     (np.ones(3, int), "x0 must have a floating dtype, got int"),
+    (
+      np.ones(20, np.float32),
+      "x0 must have the dtype of the loss, float64, got float32",
+    ),
   ],
 )
 def test_refused_starts(x0, message):

@@ -1,0 +1,101 @@
+"""Gradient leakage of transformers: when it works, and what noise it survives.
+
+  python -m experiments.gradient_leakage \
+    --config=configs/gradient_leakage.py:cpu --workdir=/tmp/leakage
+
+cpu, 2 cores: minutes, a third of it compilation. Expect "reproduced":
+embeddings are recovered if and only if the Jacobian of the gradient has full
+rank (in 95 % of the blocks), noise of any meaningful privacy leaves the attack
+at chance, and descent under noise has a slope near -1/2. smoke: seconds,
+decides nothing. full, one accelerator: a block of 256 dimensions and 64 tokens,
+whose 16384 unknowns take conjugate gradients.
+"""
+
+import ml_collections
+
+
+def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
+  """Returns the configuration of one tier."""
+  config = ml_collections.ConfigDict()
+  config.slug = "gradient-leakage"
+  config.tier = tier
+  config.seed = 0
+  config.delta = 1e-5
+
+  # A: blocks of every kind on tokens of a random vocabulary.
+  config.lengths = (2, 4, 8, 16)
+  config.dim = 8
+  config.mlp = 16
+  config.num_classes = 4
+  config.vocab = 64
+  config.num_starts = 10
+  config.max_steps = 60
+  config.recovered = 1e-6
+
+  # B: the same attack on noisy gradients, noise multipliers of one release.
+  config.defence = ml_collections.ConfigDict()
+  config.defence.sigmas = (0.0, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.5)
+  config.defence.length = 8
+  config.defence.dim = 16
+  config.defence.mlp = 32
+  config.defence.num_classes = 5
+  config.defence.num_targets = 6
+  config.defence.num_starts = 6
+  config.defence.max_steps = 40
+  # The model that is trained with such noise: on digits, all of them a step.
+  config.train_sigmas = (0.0, 0.5, 2.0, 8.0, 32.0, 128.0)
+  config.train_size = 1024
+  config.train_steps = 150
+  config.train_rate = 1.0
+  config.clip = 1.0
+
+  # Pictures: digits as eight tokens of eight pixels.
+  config.digits = (0, 1, 2, 3, 4)
+  config.digit_sigmas = (0.0, 1e-3, 0.5)
+  config.digit_starts = 4
+
+  # MiniLM: one sentence, its first layer's queries, keys and values.
+  config.minilm = True
+  config.sentence = "the patient was told to take two pills before breakfast"
+  config.minilm_sigmas = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.5)
+
+  # C: descent under noise N(0, s^2) on each entry of the gradient.
+  config.noise_stds = (0.0, 0.1, 1.0)
+  # Taken for L of the block; the curvature that is met must stay below.
+  config.smoothness = 100.0
+  config.descent_steps = (400, 800, 1600, 3200, 6400)
+  config.descent_size = 64
+
+  config.accepted = ml_collections.ConfigDict()
+  config.accepted.agreement = (0.95, 1.0)
+  config.accepted.excess_accuracy = 0.05
+  config.accepted.rise = 0.05
+  config.accepted.slope = (-0.65, -0.4)
+  config.accepted.digit_error = (1e-6, 0.5)
+  config.accepted.minilm_accuracy = (1.0, 0.05)
+
+  if tier == "smoke":
+    config.lengths = (2,)
+    config.num_starts, config.max_steps = 1, 8
+    # That of the digits: compiled once.
+    config.defence.sigmas = (0.0, 0.5)
+    config.defence.num_targets, config.defence.num_starts = 6, 1
+    config.defence.dim, config.defence.mlp = 8, 16
+    config.defence.num_classes, config.defence.max_steps = 10, 8
+    config.train_sigmas, config.train_size = (0.0, 0.5), 32
+    config.train_steps = 3
+    config.digits, config.digit_sigmas = (0, 1), (0.0, 0.5)
+    config.digit_starts = 1
+    config.minilm = False
+    config.noise_stds, config.descent_steps = (0.0, 0.1), (10, 20, 40)
+    config.descent_size = 16
+  elif tier == "full":
+    config.lengths = (16, 64)
+    config.dim, config.mlp, config.vocab = 256, 1024, 8192
+    config.max_steps = 200
+    config.defence.length, config.defence.dim = 64, 256
+    config.defence.mlp = 1024
+    config.defence.max_steps = 100
+    config.descent_steps = (400, 1600, 6400, 25600, 102400)
+    config.descent_size = 1024
+  return config

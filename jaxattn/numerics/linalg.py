@@ -1,0 +1,232 @@
+r"""Ridge regression and eigenvalues, as several rooms need them.
+
+Closed-form least squares goes through :func:`ridge_solve`, the largest
+eigenvalue of an operator through :func:`power_iteration`, and the two constants
+of :math:`\ell\, G \preceq \tilde G \preceq h\, G` through
+:func:`spectral_bounds`.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.scipy import linalg
+
+from jaxattn import _checks
+from jaxattn.numerics import _dtypes
+
+__all__ = ["power_iteration", "ridge_solve", "spectral_bounds"]
+
+
+def ridge_solve(
+  a: jax.Array, b: jax.Array, ridge: float | jax.Array
+) -> jax.Array:
+  r"""The minimizer of :math:`\|a x - b\|^2 + \lambda \|x\|^2`.
+
+  .. math::
+
+    x = (a^\top a + \lambda I)^{-1} a^\top b
+      = a^\top (a a^\top + \lambda I)^{-1} b
+
+  The first form is used where a is tall, the second where it is wide. A
+  ``ridge`` that is known to be 0 is solved by a QR factorization, which does
+  not square the condition number; a wide ``a`` then gives the solution of least
+  norm. Without a ridge ``a`` must have full rank.
+
+  Args:
+    a: (n, p), floating.
+    b: (n,) or (n, k), floating.
+    ridge: lambda, at least 0. Under ``jit`` a traced 0 takes the Cholesky path.
+
+  Returns:
+    (p,) or (p, k) in the dtype that ``a`` and ``b`` promote to; NaN where the
+    system is singular.
+
+  Raises:
+    ValueError: if shapes or dtypes do not fit or ``ridge`` is negative.
+
+  Cost:
+    O(n p min(n, p)) time, O(min(n, p)^2) memory; with 16-bit inputs everything
+    is computed in float32.
+
+  Source:
+    standard; the second form is the first by the push-through identity.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from jaxattn.numerics import ridge_solve
+    >>> a = jnp.array([[1.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
+    >>> print(ridge_solve(a, jnp.array([1.0, 4.0, 5.0]), 0.0).round(3))
+    [1. 2.]
+    >>> print(ridge_solve(a, jnp.array([1.0, 4.0, 5.0]), 1.0).round(3))
+    [0.5 1.6]
+  """
+  a, b = jnp.asarray(a), jnp.asarray(b)
+  _checks.check_rank("a", a, 2)
+  _checks.check_floating("a", a)
+  _checks.check_rank("b", b, (1, 2))
+  _checks.check_floating("b", b)
+  rows = (len(a), *b.shape[1:])
+  _checks.check_shape("b", b, rows, "(n,) or (n, k)")
+  _checks.check_nonnegative("ridge", ridge)
+  exact = _checks.is_concrete(ridge) and not np.any(np.asarray(ridge))
+  columns = b[:, None] if b.ndim == 1 else b
+  dtype = jnp.promote_types(a.dtype, b.dtype)
+  wide = _dtypes.accumulator(dtype)
+  a, columns = a.astype(wide), columns.astype(wide)
+  x = _qr_solve(a, columns) if exact else _gram_solve(a, columns, ridge)
+  return x.astype(dtype).reshape(-1, *b.shape[1:])
+
+
+def power_iteration(
+  matvec: Callable[[jax.Array], jax.Array],
+  v0: jax.Array,
+  *,
+  num_steps: int = 30,
+) -> tuple[jax.Array, jax.Array]:
+  r"""The eigenvalue of largest size of a symmetric operator.
+
+  .. math:: v \leftarrow A v / \|A v\|, \qquad \mu = \langle v, A v \rangle
+
+  The error of the eigenvalue shrinks by :math:`(\mu_2 / \mu_1)^2` a step. Of a
+  positive semidefinite A the answer is never above the largest eigenvalue.
+
+  Args:
+    matvec: v -> A v, of a symmetric A, shapes as ``v0``.
+    v0: the start, of any shape; not 0, and not orthogonal to the eigenvector.
+    num_steps: products with A before the one that gives the eigenvalue.
+
+  Returns:
+    The eigenvalue, (), and its eigenvector of norm 1, as ``v0``. An operator
+    that maps its start to 0 gives 0 and that start.
+
+  Raises:
+    ValueError: if ``v0`` is not floating, or is 0, or ``num_steps`` < 1.
+
+  Cost:
+    num_steps + 1 products.
+
+  Source:
+    von Mises' iteration.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from jaxattn.numerics import power_iteration
+    >>> a = jnp.array([[2.0, 1.0], [1.0, 2.0]])
+    >>> value, vector = power_iteration(lambda v: a @ v, jnp.array([1.0, 0.0]))
+    >>> print(round(float(value), 3), vector.round(3))
+    3.0 [0.707 0.707]
+  """
+  v0 = jnp.asarray(v0)
+  _checks.check_floating("v0", v0)
+  _checks.check_integer("num_steps", num_steps, 1, None)
+  if _checks.is_concrete(v0) and not np.any(np.asarray(v0)):
+    raise ValueError("v0 must not be 0")
+
+  def step(v: jax.Array, _: None) -> tuple[jax.Array, None]:
+    return _unit(matvec(v), v), None
+
+  vector, _ = lax.scan(step, _unit(v0, v0), length=num_steps)
+  return jnp.vdot(vector, matvec(vector)), vector
+
+
+def spectral_bounds(
+  gram: jax.Array, gram_approx: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  r"""How well one positive semidefinite matrix stands for another.
+
+  The largest :math:`\ell` and the smallest :math:`h` with
+
+  .. math:: \ell\, G \preceq \tilde G \preceq h\, G ,
+
+  the extreme generalized eigenvalues; :math:`\max(h - 1, 1 - \ell)` is the
+  error :math:`\varepsilon` of a subspace embedding or of a sampled Hessian. Of
+  a singular G only its range counts for :math:`\ell`, and h is infinite if the
+  approximation reaches out of that range.
+
+  Args:
+    gram: G, (p, p), symmetric positive semidefinite, not 0.
+    gram_approx: the approximation, (p, p), symmetric positive semidefinite.
+
+  Returns:
+    low and high, each (). An indefinite approximation gives a negative ``low``;
+    the infinite ``high`` is then not reliable.
+
+  Raises:
+    ValueError: if shapes or dtypes do not fit, or ``gram`` is 0.
+
+  Cost:
+    O(p^3): two symmetric eigenvalue problems, which a singular G survives and a
+    Cholesky factorization would not.
+
+  Source:
+    Courant and Fischer's min-max theorem for the pencil of the two matrices.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from jaxattn.numerics import spectral_bounds
+    >>> low, high = spectral_bounds(2 * jnp.eye(2), jnp.eye(2))
+    >>> print(round(float(low), 3), round(float(high), 3))
+    0.5 0.5
+  """
+  gram, gram_approx = jnp.asarray(gram), jnp.asarray(gram_approx)
+  _checks.check_rank("gram", gram, 2)
+  _checks.check_floating("gram", gram)
+  _checks.check_floating("gram_approx", gram_approx)
+  p = len(gram)
+  _checks.check_shape("gram", gram, (p, p), "(p, p)")
+  _checks.check_shape("gram_approx", gram_approx, (p, p), "(p, p)")
+  if _checks.is_concrete(gram) and not np.any(np.asarray(gram)):
+    raise ValueError("gram must not be 0")
+  dtype = jnp.promote_types(gram.dtype, gram_approx.dtype)
+  wide = _dtypes.accumulator(dtype)
+  low, high = _spectral_bounds(gram.astype(wide), gram_approx.astype(wide))
+  return low.astype(dtype), high.astype(dtype)
+
+
+@jax.jit
+def _qr_solve(a: jax.Array, b: jax.Array) -> jax.Array:
+  if a.shape[0] >= a.shape[1]:
+    q, r = jnp.linalg.qr(a)
+    return linalg.solve_triangular(r, q.T @ b)
+  q, r = jnp.linalg.qr(a.T)
+  return q @ linalg.solve_triangular(r, b, trans=1)
+
+
+@jax.jit
+def _gram_solve(
+  a: jax.Array, b: jax.Array, ridge: float | jax.Array
+) -> jax.Array:
+  n, p = a.shape
+  shift = jnp.asarray(ridge, a.dtype) * jnp.eye(min(n, p), dtype=a.dtype)
+  if n >= p:
+    factor = linalg.cho_factor(a.T @ a + shift, lower=True)
+    return linalg.cho_solve(factor, a.T @ b)
+  factor = linalg.cho_factor(a @ a.T + shift, lower=True)
+  return a.T @ linalg.cho_solve(factor, b)
+
+
+def _unit(v: jax.Array, otherwise: jax.Array) -> jax.Array:
+  norm = jnp.sqrt(jnp.vdot(v, v))
+  return jnp.where(norm > 0, v / jnp.where(norm > 0, norm, 1), otherwise)
+
+
+@jax.jit
+def _spectral_bounds(
+  gram: jax.Array, approx: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  sizes, vectors = jnp.linalg.eigh(gram)
+  noise = len(gram) * jnp.finfo(gram.dtype).eps
+  kept = sizes > noise * sizes[-1]
+  root = jnp.where(kept, 1 / jnp.sqrt(jnp.where(kept, sizes, 1)), 0)
+  turned = vectors.T @ approx @ vectors
+  pencil = root[:, None] * turned * root[None]
+  # Outside the range of G stands a value that is surely between the extremes.
+  pencil += jnp.diag(jnp.where(kept, 0, pencil[-1, -1]))
+  values = jnp.linalg.eigvalsh(pencil)
+  diagonal = jnp.diag(turned)
+  outside = jnp.where(kept, 0, diagonal).sum()
+  leaks = outside > noise * diagonal.sum()
+  return values[0], jnp.where(leaks, jnp.inf, values[-1])
