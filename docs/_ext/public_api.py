@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import types
 
 import jax
 import jax.typing
@@ -22,12 +23,27 @@ _TYPE_ALIASES = {
 
 
 def public_names() -> dict[str, object]:
-  """Returns what every package lists in ``__all__``, by full name."""
+  """Returns what packages list in ``__all__``, by full name.
+
+  Then what the modules list that packages list: they are used by name. A union
+  of types is told on the pages of these types.
+  """
+  shorts = sorted(set(jaxattn.__all__) - {"__version__"})
+  listed = _listed([importlib.import_module(f"jaxattn.{s}") for s in shorts])
+  modules = [x for x in listed.values() if isinstance(x, types.ModuleType)]
+  listed |= _listed(modules)
   return {
-    f"jaxattn.{short}.{name}": getattr(package, name)
-    for short in sorted(set(jaxattn.__all__) - {"__version__"})
-    for package in [importlib.import_module(f"jaxattn.{short}")]
-    for name in package.__all__
+    name: value
+    for name, value in listed.items()
+    if not isinstance(value, (types.ModuleType, types.UnionType))
+  }
+
+
+def _listed(modules: list[types.ModuleType]) -> dict[str, object]:
+  return {
+    f"{module.__name__}.{name}": getattr(module, name)
+    for module in modules
+    for name in module.__all__
   }
 
 

@@ -94,8 +94,7 @@ def prepare(
     A :class:`TwoLayerData`.
 
   Raises:
-    ValueError: if shapes or dtypes do not fit, as "a2 must have shape (*, 50) =
-      (m, n), n = rows of a1, got (4, 40)", or a number is negative.
+    ValueError: if shapes or dtypes do not fit, or a number is negative.
 
   Cost:
     O(n d^2).

@@ -32,7 +32,7 @@ def _kernel(params, prompt, query, w, mode):
   return jax.nn.softmax(logits, axis=-1) @ prompt.y
 
 
-def _task(seed=0, m=16, num_val=16, d=3, dtype=np.float64):
+def _task(seed=0, m=16, num_val=16, d=3, dtype=float):
   rng = np.random.default_rng(seed)
   theta = rng.normal(size=d)
   x = rng.normal(size=(m + num_val, d))
