@@ -17,6 +17,7 @@ import optax
 import optimistix  # pyright: ignore[reportMissingImports]
 from scipy import optimize
 
+from benchmarks import _race
 from jaxattn import newton
 from jaxattn.regression import softmax_resnet
 
@@ -251,7 +252,34 @@ def loosest(
   return solvers[-1]
 
 
-def labels(
+def race(
+  name: str,
+  solvers: dict[str, Solver],
+  problem: newton.Problem,
+  x0: jax.Array,
+  data: Any,
+  tol: float,
+  *,
+  bars: dict[str, float],
+  rounds: int,
+) -> list[_race.Row]:
+  """A row for each peer of "ours", which says who stopped short."""
+  labels = _labels(solvers, problem, x0, data, tol)
+  seconds = _race.race(solvers, rounds=rounds)
+  return [
+    _race.ratio(
+      f"{name}: {labels[peer]} / {labels['ours']}",
+      seconds,
+      "ours",
+      peer,
+      bars.get(peer),
+    )
+    for peer in solvers
+    if peer != "ours"
+  ]
+
+
+def _labels(
   solvers: dict[str, Solver],
   problem: newton.Problem,
   x0: jax.Array,

@@ -42,20 +42,9 @@ def fit(n: int, d: int, rounds: int = 5) -> list[_race.Row]:
     "optax L-BFGS": _solvers.optax_lbfgs(*args, **options),
     "optimistix BFGS": _solvers.optimistix_bfgs(*args, **options),
   }
-  labels = _solvers.labels(solvers, *args, _TOL)
-  seconds = _race.race(solvers, rounds=rounds)
   bars = {"L-BFGS-B": _FIT_BAR}
-  return [
-    _race.ratio(
-      f"fit, n = {n}, d = {d}: {labels[peer]} / {labels['ours']}",
-      seconds,
-      "ours",
-      peer,
-      bars.get(peer),
-    )
-    for peer in solvers
-    if peer != "ours"
-  ]
+  name = f"fit, n = {n}, d = {d}"
+  return _solvers.race(name, solvers, *args, _TOL, bars=bars, rounds=rounds)
 
 
 def hessian(n: int, d: int) -> _race.Row:

@@ -43,19 +43,9 @@ def fit(n: int, d: int, m: int, rounds: int = 5) -> list[_race.Row]:
     "Levenberg-Marquardt": _solvers.optimistix_lm(residual, *args, tol=_TOL),
     "L-BFGS-B": _solvers.scipy("L-BFGS-B", *args, scale=1.0, tol=_TOL),
   }
-  labels = _solvers.labels(solvers, *args, _TOL)
-  seconds = _race.race(solvers, rounds=rounds)
   bars = {"Levenberg-Marquardt": _LM_BAR, "L-BFGS-B": _LBFGS_BAR}
-  return [
-    _race.ratio(
-      f"fit, n = {n}, d = {d}, m = {m}: {labels[peer]} / {labels['ours']}",
-      seconds,
-      "ours",
-      peer,
-      bar,
-    )
-    for peer, bar in bars.items()
-  ]
+  name = f"fit, n = {n}, d = {d}, m = {m}"
+  return _solvers.race(name, solvers, *args, _TOL, bars=bars, rounds=rounds)
 
 
 def hessian(n: int, d: int, m: int) -> _race.Row:
