@@ -38,8 +38,7 @@ _seconds: collections.Counter[str] = collections.Counter()
 def compile_fast(request: pytest.FixtureRequest) -> Iterator[None]:
   """Compiles without most optimizations: tests compute little.
 
-  What is compiled so is not kept on disk. It is quick to make again, and to
-  write it has crashed jaxlib 0.10.2 (once in a thousand tests).
+  What is compiled so is not kept on disk: it is quick to make again.
   """
   fast = request.path.parent.name not in _OPTIMIZED
   jax.config.update("jax_disable_most_optimizations", fast)
@@ -49,6 +48,17 @@ def compile_fast(request: pytest.FixtureRequest) -> Iterator[None]:
   yield
   jax.config.update("jax_disable_most_optimizations", False)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs() -> Iterator[None]:
+  """Frees what a file compiled.
+
+  Each program maps memory; a process that keeps those of all files passes
+  the kernel's limit of maps (65530), and LLVM then ends it by a signal.
+  """
+  yield
+  jax.clear_caches()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
