@@ -40,7 +40,13 @@ from jaxattn.attention import (
   prefix_state_update,
   softmax_attention,
 )
-from jaxattn.features import FeatureMap, favor_map, feature_count, taylor_map
+from jaxattn.features import (
+  FeatureMap,
+  attention_error_bound,
+  favor_map,
+  feature_count,
+  taylor_map,
+)
 from jaxattn.ntk import linearized_loss, tied_prefix_ntk, tied_prefix_output
 from jaxattn.scaling import fit_slope
 
@@ -110,12 +116,11 @@ def training_point(config: Config, m: int) -> Point:
   results = _runs(
     config, rng, m, config.num_steps, seeds, paired, np.ones(len(seeds))
   )
-  both = {
+  return {
     f"{name}_{key}": value[paired == (name == "paired")]
     for key, value in results.items()
     for name in ("paired", "random")
   }
-  return both
 
 
 def rates_point(config: Config) -> Point:
@@ -145,7 +150,7 @@ def _runs(
 
     def run(x: tuple[jax.Array, ...]) -> dict[str, jax.Array]:
       seed, paired, rate = x
-      return train_prefix(
+      return train_tied_prefix(
         jax.random.fold_in(rng, seed),
         paired,
         rate,
@@ -161,7 +166,7 @@ def _runs(
 @functools.partial(
   jax.jit, static_argnames=("length", "num_data", "dim", "num_steps")
 )
-def train_prefix(
+def train_tied_prefix(
   rng: jax.Array,
   paired: bool | jax.Array,
   rate: float | jax.Array,
@@ -195,8 +200,8 @@ def train_prefix(
   x, y = (_unit(jax.random.normal(r, (num_data, dim))) for r in (rng_x, rng_y))
   y = y + length * tied_prefix_output(w, a, x)
   kernel = tied_prefix_ntk(w, a, x)
-  largest = jnp.linalg.eigvalsh(kernel.reshape(num_data * dim, -1))[-1]
-  step_size = rate / (length * largest)
+  eigenvalues = jnp.linalg.eigvalsh(kernel.reshape(num_data * dim, -1))
+  step_size = rate / (length * eigenvalues[-1])
 
   def loss(w: jax.Array) -> jax.Array:
     error = length * tied_prefix_output(w, a, x) - y
@@ -214,6 +219,7 @@ def train_prefix(
     "losses": jnp.append(losses, loss(last)),
     "predicted": predicted,
     "moved": jnp.linalg.norm(last - w),
+    "smallest": eigenvalues[0],
     "kernel_change": jnp.linalg.norm(change) / jnp.linalg.norm(kernel),
   }
 
@@ -251,6 +257,14 @@ def _training_checks(config: Config, values: Point) -> list[harness.Check]:
       "kernel change, random over paired signs, largest m",
       geometric_mean(ratio)[-1],
       *accepted.kernel_ratio,
+    ),
+    *(
+      harness.Check(f"smallest eigenvalue of the kernel, m={m}", smallest)
+      for m, smallest in zip(
+        config.columns,
+        geometric_mean(values["paired_smallest"]),
+        strict=True,
+      )
     ),
     harness.Check(
       "log of loss over prediction, largest m",
@@ -346,10 +360,16 @@ def _approximation_point(config: Config, head_dim: int) -> Point:
       largest = jnp.maximum(jnp.abs(value).max(), jnp.abs(prefix[1]).max())
       bound = 2 * epsilon / (1 - epsilon) * largest
       bound = jnp.where(epsilon < 1, bound, jnp.nan)
+      values_all = jnp.concatenate((value, prefix[1]))
+      tight = attention_error_bound(jnp.minimum(epsilon, 1), values_all)
+      error = jnp.abs(outs[f"taylor_{degree}"] - exact).max(0)
       relative = rows[f"taylor_{degree}"][-1]
-      for name, error in (("used", worst), ("relative_used", relative)):
-        used = float(error / bound)
-        rows.setdefault(f"{name}_{degree}", []).append(used)
+      for name, used in (
+        ("used", worst / bound),
+        ("relative_used", relative / bound),
+        ("tight_used", (error / tight).max()),
+      ):
+        rows.setdefault(f"{name}_{degree}", []).append(float(used))
     before = m
   return {name: np.array(row) for name, row in rows.items()}
 
@@ -384,9 +404,7 @@ def _fit_elu(
   prefix = prefix_key, prefix_value
   target = prefix_attention(query, key, value, *prefix)
   _, log_mass = softmax_attention(query, *prefix, return_residual=True)
-  return fit_prefix_state(
-    query, key, value, target, log_mass=log_mass, ridge=1e-10
-  )
+  return fit_prefix_state(query, key, value, target, log_mass=log_mass)
 
 
 def _approximation_checks(config: Config, values: Point) -> list[harness.Check]:
@@ -394,6 +412,7 @@ def _approximation_checks(config: Config, values: Point) -> list[harness.Check]:
   for head_dim, degrees in zip(config.head_dims, config.degrees):
     for name, label in (
       ("used", "largest error over its bound"),
+      ("tight_used", "the same over the tight bound"),
       # The bound is one on the absolute error; the paper's figure is relative.
       ("relative_used", "largest relative error over that bound"),
     ):
@@ -451,7 +470,10 @@ def _tuning_checks(config: Config, values: Point) -> list[harness.Check]:
     harness.Check(f"rate of {name}", values[f"{name}_rate"]) for name in points
   ]
   checks += [
-    harness.Check(f"parameters of {name}", values[f"{name}_num_params"])
+    harness.Check(
+      f"parameters of {name} beside the last layer",
+      values[f"{name}_num_params"],
+    )
     for name in points
   ]
   return [

@@ -15,7 +15,7 @@ from jaxattn.features.maps import as_feature_map
 
 # softplus(-10) = 4.5e-5: almost no prefix, and not at a point without slope.
 _RAW_START = -10.0
-_POSITIVITY = ("softplus", "abs")
+_POSITIVITY = ("softplus", "abs", "none")
 
 
 class NTKAttention(nn.Module):
@@ -26,14 +26,16 @@ class NTKAttention(nn.Module):
   with a state of its own: z, and k kept positive. Only these are parameters,
   r (Hv + 1) numbers a head, and untrained they leave the output as it is
   without a prefix, but for weights of 5e-5. So a trained attention is replaced
-  by this module, its projections frozen, and fine-tuned.
+  by this module, its projections frozen, and fine-tuned. One module is one
+  state: layers that hold the same module share it.
 
   Attributes:
     feature_map: "elu", "relu" or a ``FeatureMap``.
     num_kv_heads: heads of the state; None = one for each query head.
     rank: s, z is a product of r by s and s by Hv; None = any matrix.
-    positivity: how k comes from its parameter: "softplus", or "abs", which has
-      no slope at 0.
+    positivity: how k comes from its parameter: "softplus"; "abs", which has no
+      slope at 0; or "none", as it is: for states of Taylor features, whose k
+      has entries of either sign.
     allow_odd: permit Taylor features of an odd degree, degree 1 being the
       source's; sums of weights may then vanish.
     is_causal: query t sees context keys 0 to t.
@@ -81,7 +83,7 @@ class NTKAttention(nn.Module):
     """Attends; ``mask`` is about the context, as in ``ntk_attention``."""
     sizes = _checks.check_attention(query, key, value, mask=mask)
     heads = self.num_kv_heads or sizes.num_heads
-    r = self._check(sizes.head_dim)
+    r = self._check(sizes.head_dim, sizes.value_dim)
     zeros = nn.initializers.zeros
     if self.rank is None:
       z = self.param("z", zeros, (heads, r, sizes.value_dim))
@@ -92,12 +94,12 @@ class NTKAttention(nn.Module):
       z = jnp.matmul(left, right, precision=lax.Precision.HIGHEST)
     start = _RAW_START if self.positivity == "softplus" else 4.5e-5
     raw = self.param("k", nn.initializers.constant(start), (heads, r))
-    positive = nn.softplus if self.positivity == "softplus" else jnp.abs
+    positive = {"softplus": nn.softplus, "abs": jnp.abs, "none": jnp.asarray}
     return ntk_attention(
       query,
       key,
       value,
-      PrefixState(z, positive(raw)),
+      PrefixState(z, positive[self.positivity](raw)),
       feature_map=self.feature_map,
       scale=self.scale,
       allow_odd=self.allow_odd,
@@ -109,35 +111,58 @@ class NTKAttention(nn.Module):
     """Parameters that start from a state, that of a real prefix for example.
 
     Args:
-      state: a state of as many heads as the module has, k positive.
+      state: a state of as many heads as the module has; its k positive unless
+        ``positivity`` is "none".
 
     Returns:
       The parameters, for ``apply({"params": ...}, ...)``. With a rank, z is
-      the nearest matrix of that rank.
+      the nearest matrix of that rank; where z has fewer directions, the rest
+      of its right factor is 0 and can be trained.
 
     Raises:
-      ValueError: if a k is not positive, which Taylor features do not promise.
+      ValueError: if sizes do not fit, or a k is not positive, which Taylor
+        features do not promise.
     """
     _checks.check_choice("positivity", self.positivity, _POSITIVITY)
-    _checks.check_positive("state.k", state.k)
+    heads, r, value_dim = state.z.shape
+    if self.num_kv_heads not in (None, heads):
+      raise ValueError(
+        f"state has {heads} heads, num_kv_heads is {self.num_kv_heads}"
+      )
+    self._check_rank(r, value_dim)
     raw = state.k
+    if self.positivity != "none" and not (state.k > 0).all():
+      raise ValueError(
+        f"state.k must be positive with positivity={self.positivity!r}, got "
+        f"{state.k.min()}; 'none' takes any"
+      )
     if self.positivity == "softplus":
       # Its inverse, log(e^k - 1), which does not overflow like this.
       raw = state.k + jnp.log(-jnp.expm1(-state.k))
     if self.rank is None:
       return {"z": state.z, "k": raw}
     left, size, right = jnp.linalg.svd(state.z, full_matrices=False)
-    root = jnp.sqrt(size[..., : self.rank])
+    size = size[..., : self.rank]
+    # Where both factors vanish no gradient would ever move them.
+    void = size <= jnp.finfo(size.dtype).eps * r * size[..., :1]
+    root = jnp.sqrt(jnp.where(void, 0, size))
+    first = jnp.where(void, 1, root)
     return {
-      "z_left": left[..., : self.rank] * root[..., None, :],
+      "z_left": left[..., : self.rank] * first[..., None, :],
       "z_right": root[..., None] * right[..., : self.rank, :],
       "k": raw,
     }
 
-  def _check(self, head_dim: int) -> int:
+  def _check_rank(self, num_features: int, value_dim: int) -> None:
+    if self.rank is not None:
+      most = min(num_features, value_dim)
+      _checks.check_integer("rank", self.rank, 1, most)
+
+  def _check(self, head_dim: int, value_dim: int) -> int:
     """Checks the fields, and returns the number of features."""
     _checks.check_choice("positivity", self.positivity, _POSITIVITY)
-    for name in ("num_kv_heads", "rank"):
-      if getattr(self, name) is not None:
-        _checks.check_integer(name, getattr(self, name), 1, None)
-    return feature_dim(as_feature_map(self.feature_map), head_dim)
+    if self.num_kv_heads is not None:
+      _checks.check_integer("num_kv_heads", self.num_kv_heads, 1, None)
+    r = feature_dim(as_feature_map(self.feature_map), head_dim)
+    self._check_rank(r, value_dim)
+    return r

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxattn import _checks
+from jaxattn.numerics._dtypes import accumulator
 
 
 def linearized_loss(
@@ -76,7 +77,8 @@ def _linearized_loss(
   learning_rate: jax.Array,
   num_steps: int,
 ) -> jax.Array:
-  size = math.prod(residual.shape)
+  size, dtype = math.prod(residual.shape), kernel.dtype
+  kernel = kernel.astype(accumulator(dtype))
   matrix = kernel.reshape(size, size)
   eigenvalues, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
   squares = jnp.square(

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxattn import _checks
+from jaxattn.numerics._dtypes import accumulator
 
 # Floats of one block of prefix columns, over all data: 32 MiB.
 _BLOCK = 1 << 22
@@ -160,6 +161,9 @@ def _check(w: jax.Array, a: jax.Array, **queries: jax.Array) -> None:
   _checks.check_shape("a", a, w.shape[:1], "(m,)")
   for name, x in queries.items():
     _checks.check_shape(name, x, (None, w.shape[1]), "(n, d)")
+  for name, x in {"w": w, **queries}.items():
+    if 0 in x.shape:
+      raise ValueError(f"{name} must not be empty, got shape {x.shape}")
     if x.dtype != w.dtype or a.dtype != w.dtype:
       raise ValueError(
         f"w, a and {name} must have one dtype, got {w.dtype}, {a.dtype} and "
@@ -193,7 +197,10 @@ def _ntk(
   x2: jax.Array | None,
   chunk_size: int,
 ) -> jax.Array:
-  d = w.shape[1]
+  dtype, d = w.dtype, w.shape[1]
+  w, a, x1, x2 = jax.tree.map(
+    lambda y: y.astype(accumulator(dtype)), (w, a, x1, x2)
+  )
   products = _factor_products(w, a, x1, x2, chunk_size)
   x2 = x1 if x2 is None else x2
   both, left, right, signs = (
@@ -205,7 +212,8 @@ def _ntk(
   kernel = _einsum("id,jd->ij", x1, x2)[:, None, :, None] * both
   kernel += _einsum("ilj,ik->iljk", left, x1)
   kernel += _einsum("ijk,jl->iljk", right, x2)
-  return kernel + _einsum("ij,lk->iljk", signs, jnp.eye(d, dtype=w.dtype))
+  kernel += _einsum("ij,lk->iljk", signs, jnp.eye(d, dtype=w.dtype))
+  return kernel.astype(dtype)
 
 
 def _factor_products(

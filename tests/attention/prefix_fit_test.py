@@ -56,7 +56,9 @@ def test_fit_solves_the_normal_equations_of_all_unknowns(with_mass):
     rows += [np.concatenate((np.zeros(r * hv), phi_i)) for phi_i in phi]
     right = np.concatenate((right, np.ravel(np.exp(mass - total))))
   matrix = np.array(rows)
-  gram = matrix.T @ matrix + ridge * np.eye(matrix.shape[1])
+  # In units of the mean eigenvalue of a column of z.
+  damping = ridge * (phi**2).sum() / r
+  gram = matrix.T @ matrix + damping * np.eye(matrix.shape[1])
   solution = np.linalg.solve(gram, matrix.T @ right)
   options = {"log_mass": mass} if with_mass else {}
   z, k = fit_prefix_state(*call, target, ridge=ridge, **options)
@@ -69,15 +71,26 @@ def test_fitted_elu_beats_summed_elu_on_new_queries():
   train, new = query[::2], query[1::2]
   _, mass = softmax_attention(train, *prefix, return_residual=True)
   target = prefix_attention(train, *call[1:])
-  fitted = fit_prefix_state(
-    train, key, value, target, log_mass=mass, ridge=1e-8
-  )
+  fitted = fit_prefix_state(train, key, value, target, log_mass=mass)
   exact = dense_formula(new, *call[1:])
 
   def error(state):
     return np.abs(ntk_attention(new, key, value, state) - exact).max()
 
   assert error(fitted) < 0.5 * error(state_of(*prefix, "elu"))
+
+
+def test_the_ridge_is_as_small_for_a_long_prefix():
+  """Its default must not outweigh rows that shrink like 1 / m."""
+  query, key, value, *prefix = prefix_call(0.5, t=300, m=4096, h=4)
+  target = prefix_attention(query, key, value, *prefix)
+  _, mass = softmax_attention(query, *prefix, return_residual=True)
+  states = [
+    fit_prefix_state(query, key, value, target, log_mass=mass, **options)
+    for options in ({}, {"ridge": 1e-14})
+  ]
+  outs = [ntk_attention(query, key, value, state) for state in states]
+  np.testing.assert_allclose(*outs, rtol=0, atol=1e-5)
 
 
 def test_refused_fits():

@@ -91,15 +91,20 @@ def test_bound_known_beforehand(degree, bound):
 
 
 def test_elu_does_not_approximate_a_given_prefix():
-  call = prefix_call(radius=0.5)
+  query, key, value, *prefix = call = prefix_call(radius=0.5)
+  exact = dense_formula(*call)
   elu, taylor = _error(call, "elu"), _error(call, taylor_map(1))
+  dropped = np.abs(softmax_attention(query, key, value) - exact).max()
+  np.testing.assert_allclose([elu, dropped], [1.7e-2, 0.25], rtol=0.3)
+  assert 3.7e-4 / 2 < taylor < 3.7e-4 * 2
   assert elu > 5 * taylor
-  # Dropping the prefix is worse than either.
-  query, key, value = call[:3]
-  dropped = np.abs(
-    softmax_attention(query, key, value) - dense_formula(*call)
-  ).max()
-  assert dropped > 5 * elu
+  # No factor on the state mends it.
+  z, k = state_of(*prefix, "elu")
+  scaled = jax.vmap(
+    lambda c: ntk_attention(query, key, value, PrefixState(c * z, c * k))
+  )(jnp.geomspace(0.5, 2.0, 41))
+  best = np.abs(scaled - exact[None]).max((1, 2, 3)).min()
+  assert 5 * taylor < best < elu
 
 
 def test_positive_random_features_are_unbiased():
@@ -141,7 +146,7 @@ def test_states_add_up_and_tokens_can_be_taken_away():
   )
   for got, tol in cases:
     for x, want in zip(got, both, strict=True):
-      np.testing.assert_allclose(x, want, rtol=tol, atol=tol)
+      np.testing.assert_allclose(x, want, rtol=0, atol=tol)
   left = prefix_state_downdate(both, key[:200], value[:200], **options)
   np.testing.assert_allclose(left.z, second.z, rtol=0, atol=1e-10)
 
@@ -185,6 +190,28 @@ def test_without_a_context_the_state_is_all(batch):
   hidden = np.zeros((1, 1, 1), bool)
   got = ntk_attention(query, context, context, state, mask=hidden)
   np.testing.assert_allclose(got, want, rtol=0, atol=1e-13)
+  # Or of no tokens.
+  none = context[..., :0, :, :]
+  for options in ({}, {"mask": np.zeros((4, 32, 0), bool), "is_causal": True}):
+    got = ntk_attention(query, none, none, state, **options)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-13)
+
+
+def test_nothing_at_all_to_see():
+  """An empty state and no context: 0, with no gradient."""
+  query = jnp.ones((5, 2, 4))
+  empty = prefix_state_init(2, 4, 3)
+
+  def total(z):
+    out, info = ntk_attention(
+      query, None, None, empty._replace(z=z), return_info=True
+    )
+    return out.sum(), info
+
+  (out, info), slope = jax.value_and_grad(total, has_aux=True)(empty.z)
+  assert out == 0
+  for x in (slope, *info):
+    np.testing.assert_array_equal(x, 0)
 
 
 def test_a_state_for_each_query_head():
@@ -229,8 +256,7 @@ def test_many_features_are_visited_in_tiles():
   # All features of all queries would be 27 MB, times what their gradient needs.
   assert analysis.temp_size_in_bytes < 4 * 4 * t * n * feature_count(h, 2)
   (dq, dstate), out = grad(args[0], state)
-  head = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
-  parts = [head(args[0][i : i + 100], state) for i in range(0, t, 100)]
+  parts = [grad(args[0][i : i + 100], state) for i in range(0, t, 100)]
   np.testing.assert_allclose(
     out, np.concatenate([p[1] for p in parts]), rtol=0, atol=1e-5
   )
@@ -326,13 +352,12 @@ def test_gradient_flows_through_a_prefix_into_its_state():
     return prefix_attention(query, key, value, *key_value)
 
   cotangent = normal(query.shape)[0]
-  for fn_pair in ((through_state, exact),):
-    (got,), (want,) = (
-      jax.jit(lambda x, fn=fn: jax.vjp(fn, x)[1](cotangent))(tuple(prefix))
-      for fn in fn_pair
-    )
-    for g, w in zip(got, want, strict=True):
-      np.testing.assert_allclose(g, w, rtol=0, atol=1e-12)
+  (got,), (want,) = (
+    jax.jit(lambda x, fn=fn: jax.vjp(fn, x)[1](cotangent))(tuple(prefix))
+    for fn in (through_state, exact)
+  )
+  for g, w in zip(got, want, strict=True):
+    np.testing.assert_allclose(g, w, rtol=0, atol=1e-12)
 
 
 def test_vmap_over_a_batch_is_a_loop():
@@ -363,6 +388,17 @@ def test_info_tells_the_share_of_the_prefix():
     return_info=True,
   )
   assert isinstance(info, NTKAttentionInfo)
+  # How large values are says nothing about weights.
+  _, same = ntk_attention(
+    query,
+    key,
+    1e3 * value,
+    state_of(prefix[0], 1e3 * prefix[1], taylor),
+    feature_map=taylor,
+    return_info=True,
+  )
+  for x, y in zip(info, same, strict=True):
+    np.testing.assert_allclose(x, y, rtol=1e-12)
   np.testing.assert_allclose(out, dense_formula(*call), rtol=0, atol=1e-3)
   logits = np.einsum("tnh,mnh->tnm", query, np.concatenate((call[3], key)))
   weights = np.exp(logits / math.sqrt(8))
@@ -457,11 +493,18 @@ def test_refused_state_dtype_and_half_a_context():
   whole = PrefixState(state.z.astype(int), state.k)
   message = "state.z must have a floating dtype, got int"
   refuse(message, ntk_attention, query, key, value, whole)
-  message = "value must be None without a context, got (6, 2, 8)"
+  message = "value must not be set without a context, got (6, 2, 8)"
   refuse(message, ntk_attention, query, None, value, state)
-  message = "mask must be None without a context, got (1, 1, 1)"
   hidden = jnp.zeros((1, 1, 1), bool)
-  refuse(message, ntk_attention, query, None, None, state, mask=hidden)
+  for options, message in (
+    ({"mask": hidden}, "mask must not be set without a context, got (1, 1, 1)"),
+    ({"is_causal": True}, "is_causal must not be set without a context"),
+    ({"block_sizes": 128}, "block_sizes must not be set without a context"),
+  ):
+    refuse(message, ntk_attention, query, None, None, state, **options)
+  message = "mask must be broadcastable to (N, T, S) = (4, 5, 1)"
+  wide = jnp.zeros((1, 1, 3), bool)
+  refuse(message, ntk_attention, query, key[:0], key[:0], state, mask=wide)
   message = "state.z has 3 heads, query has 4"
   state = prefix_state_init(3, 8, 8)
   refuse(message, ntk_attention, query, None, None, state)
@@ -488,8 +531,12 @@ def test_refused_updates():
     ((2, 8, 0), "value_dim"),
   ):
     refuse(f"{name} must be >= 1, got 0", prefix_state_init, *sizes)
-  message = "dtype must be floating, got int32"
-  refuse(message, prefix_state_init, 2, 8, 8, dtype="int32")
+  for dtype in ("int32", "bfloat16"):
+    message = f"dtype must be float32 or float64, got {dtype}"
+    refuse(message, prefix_state_init, 2, 8, 8, dtype=dtype)
+  low = PrefixState(*(x.astype("bfloat16") for x in state))
+  message = "dtype of state.z must be float32 or float64, got bfloat16"
+  refuse(message, prefix_state_update, low, key, key)
 
 
 def test_refused_prefixes():

@@ -80,6 +80,42 @@ def test_starts_from_a_real_prefix(positivity):
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
+def test_taylor_states_have_entries_of_either_sign():
+  taylor = taylor_map(2)
+  key, value = np.random.default_rng(1).standard_normal((2, 30, _K, _H))
+  state = prefix_state_init(_K, 45, 5)
+  state = prefix_state_update(state, key, value[..., :5], feature_map=taylor)
+  module = NTKAttention(feature_map=taylor, num_kv_heads=_K)
+  with pytest.raises(ValueError, match="with positivity='softplus', got -"):
+    module.params_from_state(state)
+  module = module.clone(positivity="none")
+  params = module.params_from_state(state)
+  got = module.apply({"params": params}, *_inputs())
+  want = ntk_attention(*_inputs(), state, feature_map=taylor)
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1])
+def test_directions_that_a_state_lacks_can_be_trained(num_tokens):
+  """Factors that both vanish would never move."""
+  key, value = np.random.default_rng(1).standard_normal((2, 1, _K, _H))
+  state = prefix_state_init(_K, _H, 5)
+  if num_tokens:
+    state = prefix_state_update(state, key, value[..., :5])
+  state = state._replace(k=state.k + 1)
+  module = NTKAttention(num_kv_heads=_K, rank=3)
+  params = module.params_from_state(state)
+  np.testing.assert_allclose(
+    params["z_left"] @ params["z_right"], state.z, rtol=0, atol=1e-5
+  )
+
+  def loss(params):
+    return (module.apply({"params": params}, *_inputs()) ** 2).sum()
+
+  slope = jax.grad(loss)(params)["z_right"]
+  assert jnp.linalg.norm(slope, axis=-1).min() > 1e-2
+
+
 def test_rank_keeps_the_nearest_matrix():
   state = _state()
   full = NTKAttention(num_kv_heads=_K, rank=5).params_from_state(state)
@@ -145,8 +181,9 @@ def test_replaces_the_attention_of_a_classifier():
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    ({"positivity": "exp"}, "positivity must be one of 'softplus', 'abs', got"),
-    ({"rank": 0}, "rank must be >= 1, got 0"),
+    ({"positivity": "exp"}, "positivity must be one of 'softplus', 'abs', "),
+    ({"rank": 0}, "rank must be in [1, 5], got 0"),
+    ({"rank": 6}, "rank must be in [1, 5], got 6"),
     ({"num_kv_heads": 0}, "num_kv_heads must be >= 1, got 0"),
     ({"num_kv_heads": 3}, "state.z has 3 heads, query has 4 and key has 2"),
     ({"feature_map": "foo"}, "feature_map must be one of 'elu', 'identity',"),
@@ -163,6 +200,11 @@ def test_refused_state_and_shapes():
   state = PrefixState(jnp.ones((2, 3, 4)), jnp.array([[1.0, 0.0, 1.0]] * 2))
   with pytest.raises(ValueError, match=re.escape("state.k must be positive")):
     NTKAttention().params_from_state(state)
+  with pytest.raises(ValueError, match=r"rank must be in \[1, 3\], got 4"):
+    NTKAttention(rank=4).params_from_state(state)
+  message = "state has 2 heads, num_kv_heads is 4"
+  with pytest.raises(ValueError, match=message):
+    NTKAttention(num_kv_heads=4).params_from_state(state)
   query, key, value = _inputs()
   with pytest.raises(ValueError, match="key must have shape"):
     NTKAttention().init(jax.random.key(0), query, key[:1], value)

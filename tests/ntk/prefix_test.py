@@ -91,6 +91,15 @@ def test_large_logits_in_float32():
   np.testing.assert_allclose(got, exact, rtol=0, atol=bound)
 
 
+def test_chunks_of_16_bits_are_summed_in_32():
+  w, a, x, _ = _inputs("bfloat16", m=2048)
+  wide = tied_prefix_ntk(*(y.astype("float32") for y in (w, a, x)))
+  got = tied_prefix_ntk(w, a, x, chunk_size=8)
+  assert got.dtype == jnp.bfloat16
+  gap = jnp.linalg.norm(got.astype("float32") - wide)
+  assert gap < 4e-3 * jnp.linalg.norm(wide)
+
+
 def test_works_under_jit_vmap_and_grad_and_compiles_once():
   w, a, x, _ = _inputs()
   batched = jax.vmap(tied_prefix_ntk, in_axes=(0, None, None))
@@ -119,6 +128,8 @@ def test_works_under_jit_vmap_and_grad_and_compiles_once():
     ((12,), (12,), (4, 3), "w must have 2 dimensions, got shape (12,)"),
     ((12, 3), (11,), (4, 3), "a must have shape (12,) = (m,), got (11,)"),
     ((12, 3), (12,), (4, 2), "must have shape (*, 3) = (n, d), got (4, 2)"),
+    ((0, 3), (0,), (4, 3), "w must not be empty, got shape (0, 3)"),
+    ((12, 3), (12,), (0, 3), "must not be empty, got shape (0, 3)"),
   ],
 )
 def test_refused_shapes(w, a, x, message):

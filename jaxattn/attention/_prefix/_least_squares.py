@@ -42,7 +42,8 @@ def fit_head(
     context: (R, Hv) outputs of attention to the context alone.
     lse: (R,) its log-sum-exp.
     log_mass: (R,) logarithm of the wanted sum over the prefix, or None.
-    ridge: factor on half the sum of squares of all unknowns.
+    ridge: factor on half the sum of squares of all unknowns, in units of the
+      mean of the sums of squares of the weighted features.
 
   Returns:
     z (r, Hv) and k (r,).
@@ -53,7 +54,9 @@ def fit_head(
     log_total = jnp.logaddexp(lse, log_mass)
   phi = jnp.exp(-log_total)[:, None] * phi
   wanted = jnp.exp(lse - log_total)[:, None] * (target - context)
-  damping = jnp.sqrt(ridge) * jnp.eye(r, dtype=phi.dtype)
+  # The weights shrink like 1 / m for long prefixes, which a number of its own
+  # would outweigh.
+  damping = jnp.sqrt(ridge * (phi**2).sum() / r) * jnp.eye(r, dtype=phi.dtype)
   q, triangle = jnp.linalg.qr(jnp.concatenate((phi, damping)))
 
   def rest(x: jax.Array) -> jax.Array:

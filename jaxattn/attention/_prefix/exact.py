@@ -103,13 +103,20 @@ def prefix_attention(
     scale,
     count_normalized=count_normalized,
     is_causal=is_causal,
+    implementation=implementation,
     precision=precision,
   )
   return out if sizes.batch else out[0]
 
 
 @functools.partial(
-  jax.jit, static_argnames=("count_normalized", "is_causal", "precision")
+  jax.jit,
+  static_argnames=(
+    "count_normalized",
+    "is_causal",
+    "implementation",
+    "precision",
+  ),
 )
 def _prefix_attention(
   query: jax.Array,
@@ -123,6 +130,7 @@ def _prefix_attention(
   *,
   count_normalized: bool,
   is_causal: bool,
+  implementation: str | None,
   precision: lax.PrecisionLike,
 ) -> jax.Array:
   dtype = accumulator(query.dtype)
@@ -131,9 +139,19 @@ def _prefix_attention(
   inputs = (x.astype(dtype) for x in (query, key, value))
   wide, key, value = inputs
   context = context_part(
-    wide, key, value, None, mask, scale, is_causal, None, precision
+    wide,
+    key,
+    value,
+    None,
+    mask,
+    scale=scale,
+    is_causal=is_causal,
+    implementation=implementation,
+    precision=precision,
   )
-  attend = functools.partial(_fold_batch, precision=precision)
+  attend = functools.partial(
+    _fold_batch, implementation=implementation, precision=precision
+  )
   attend = _compat.over_explicit_axes(attend, query)
   pairs = (x.astype(dtype) for x in (prefix_key, prefix_value))
   out, lse = attend(wide, *pairs, scale)
@@ -151,6 +169,7 @@ def _fold_batch(
   value: jax.Array,
   scale: Any,
   *,
+  implementation: str | None,
   precision: lax.PrecisionLike,
 ) -> tuple[jax.Array, jax.Array]:
   """Attention of a batch to the same keys, which are not copied for it."""
@@ -161,6 +180,7 @@ def _fold_batch(
     value[None],
     scale=scale,
     return_residual=True,
+    implementation=implementation,
     precision=precision,
   )
   return out.reshape(b, t, n, -1), lse.reshape(b, t, n)
@@ -172,9 +192,11 @@ def context_part(
   value: jax.Array,
   bias: jax.Array | None,
   mask: jax.Array | None,
+  *,
   scale: Any,
-  is_causal: bool,
-  block_sizes: BlockSizes | None,
+  is_causal: bool = False,
+  block_sizes: BlockSizes | None = None,
+  implementation: str | None = None,
   precision: lax.PrecisionLike,
 ) -> OnlineSoftmax:
   """The context as one part of an online softmax."""
@@ -188,6 +210,7 @@ def context_part(
     is_causal=is_causal,
     return_residual=True,
     block_sizes=block_sizes,
+    implementation=implementation,
     precision=precision,
   )
   return OnlineSoftmax(out, jnp.ones_like(lse), lse)

@@ -58,7 +58,8 @@ def fit_prefix_state(
     log_mass: (B, T, N) logarithm of the sum of exponentials over the prefix,
       the log-sum-exp of ``softmax_attention`` to it; also fitted, and used to
       weight each query by its denominator.
-    ridge: factor on half the sum of squares of z and k; positive.
+    ridge: factor on half the sum of squares of z and k, relative to the mean
+      eigenvalue of the least-squares problem of a column of z; positive.
     scale: factor on the logits; None = 1 / sqrt(H).
 
   Returns:
@@ -124,7 +125,7 @@ def _fit(
   kv = key.shape[2]
   highest = lax.Precision.HIGHEST
   context, _, lse = context_part(
-    query, key, value, None, None, scale, False, None, highest
+    query, key, value, None, None, scale=scale, precision=highest
   )
   phi = apply_feature_map(feature_map, query, scale=scale_of(scale, query))
 

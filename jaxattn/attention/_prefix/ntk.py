@@ -53,10 +53,12 @@ class NTKAttentionInfo(NamedTuple):
   Source: this project.
 
   Attributes:
-    denominator: (B, T, N), in units of the largest of the sums over context
-      and prefix. Where it is near 0 or below, features of an odd degree (or a
-      fitted state) have left their range and the output means nothing.
-    prefix_mass: (B, T, N) share of the denominator that is the prefix's.
+    denominator: (B, T, N) sum of weights over context and prefix, in units of
+      the larger of the two. Where it is near 0 or below, features of an odd
+      degree (or a fitted state) have left their range and the output means
+      nothing.
+    prefix_mass: (B, T, N) share of the sum of weights that is the prefix's; 0
+      where that is 0.
   """
 
   denominator: jax.Array
@@ -133,7 +135,7 @@ def ntk_attention(
 
   Args:
     query: (B, T, N, H), or (T, N, H) without a batch; floating.
-    key: (B, S, K, H), the context. K divides N. None = no context.
+    key: (B, S, K, H), the context. K divides N. None, or S = 0, is none.
     value: (B, S, K, Hv), or None as ``key``.
     state: of K or of N heads, of any floating dtype; has a gradient.
     feature_map: "elu", "identity", "relu" or a ``FeatureMap``, applied to
@@ -141,7 +143,9 @@ def ntk_attention(
     bias: floating, broadcastable to (B, N, T, S), added to the logits of the
       context.
     allow_odd: permit Taylor features of odd degree, whose kernel is negative
-      where logits are (below -1 at degree 1, -1.6 at degree 3).
+      where logits are (below -1 at degree 1, -1.6 at degree 3). Those of even
+      degree are safe for sums over real keys; a trained or fitted k, and
+      "identity", promise nothing: see ``return_info``.
     block_sizes: tile sizes of the context; speed and memory only.
     return_info: also return the denominator and the share of the prefix.
     scale: factor on the logits, positive; None = 1 / sqrt(H). May be traced.
@@ -184,7 +188,10 @@ def ntk_attention(
     None if x is None else jnp.asarray(x) for x in (key, value, bias, mask)
   )
   feature_map = as_feature_map(feature_map)
-  batched = _check_call(query, key, value, bias, mask, state, feature_map)
+  if key is not None and value is not None and 0 in key.shape[-3:-2]:
+    key, value, bias, mask = _hidden_context(query, key, value, bias, mask)
+  sizes = query, key, value, bias, mask
+  batched = _check_call(*sizes, is_causal, block_sizes, state, feature_map)
   _rows.check_options(scale, is_causal, None)
   check_scale(scale)
   _checks.check_choice("implementation", implementation, (None, "xla"))
@@ -199,6 +206,7 @@ def ntk_attention(
     is_causal=is_causal,
     block_sizes=block_sizes,
     return_info=return_info,
+    implementation=implementation,
     precision=precision,
   )
   return out if batched else jax.tree.map(lambda x: x[0], out)
@@ -210,6 +218,7 @@ def ntk_attention(
     "is_causal",
     "block_sizes",
     "return_info",
+    "implementation",
     "precision",
   ),
 )
@@ -226,6 +235,7 @@ def _ntk_attention(
   is_causal: bool,
   block_sizes: BlockSizes | None,
   return_info: bool,
+  implementation: str | None,
   precision: lax.PrecisionLike,
 ) -> Any:
   dtype = accumulator(query.dtype)
@@ -235,18 +245,41 @@ def _ntk_attention(
   acc, denom = sums(
     feature_map, wide, *(x.astype(dtype) for x in state), scale_of(scale, query)
   )
-  merged = prefix = _scaled(acc, denom, None)
+  merged, lse = _scaled(acc, denom, None), None
   if key is not None and value is not None:
     key, value = key.astype(dtype), value.astype(dtype)
     context = context_part(
-      wide, key, value, bias, mask, scale, is_causal, block_sizes, precision
+      wide,
+      key,
+      value,
+      bias,
+      mask,
+      scale=scale,
+      is_causal=is_causal,
+      block_sizes=block_sizes,
+      implementation=implementation,
+      precision=precision,
     )
-    prefix = _scaled(acc, denom, context.max)
-    merged = online_softmax_merge(context, prefix)
+    lse = context.max
+    merged = online_softmax_merge(context, _scaled(acc, denom, lse))
   out = online_softmax_finalize(merged)[0].astype(query.dtype)
-  if not return_info:
-    return out
-  return out, NTKAttentionInfo(merged.denom, prefix.denom / merged.denom)
+  return (out, _info(denom, lse)) if return_info else out
+
+
+def _info(denom: jax.Array, lse: jax.Array | None) -> NTKAttentionInfo:
+  """From the prefix's sum of weights, and the context's, as a logarithm."""
+  size = jnp.log(jnp.abs(denom))
+  top = size if lse is None else jnp.maximum(size, lse)
+  top = jnp.maximum(top, _least(denom.dtype))
+  prefix = jnp.sign(denom) * jnp.exp(size - top)
+  total = prefix if lse is None else prefix + jnp.exp(lse - top)
+  share = jnp.where(total == 0, 0, prefix / jnp.where(total == 0, 1, total))
+  return NTKAttentionInfo(total, share)
+
+
+def _least(dtype: Any) -> float:
+  """Logarithm of what counts as 0."""
+  return math.log(jnp.finfo(dtype).tiny)
 
 
 def _scaled(
@@ -261,9 +294,9 @@ def _scaled(
   peak = jnp.log(lax.stop_gradient(size))
   if other is not None:
     peak = jnp.maximum(peak, lax.stop_gradient(other))
-  # What is smaller than this is 0, and stays it.
-  least = math.log(jnp.finfo(denom.dtype).tiny)
-  weight = jnp.exp(-jnp.maximum(peak, least))
+  # What is smaller than this is 0, and has no gradient.
+  least = _least(denom.dtype)
+  weight = jnp.where(peak < least, 0, jnp.exp(-jnp.maximum(peak, least)))
   return OnlineSoftmax(acc * weight[..., None], denom * weight, peak)
 
 
@@ -276,16 +309,16 @@ def _prefix_sums(
   scale: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
   """(B, T, N, Hv) and (B, T, N): features of queries times z and k."""
-  t, n = query.shape[1:3]
+  b, t, n, h = query.shape
   moments = jnp.concatenate((z, k[..., None]), -1)
-  moments = jnp.repeat(moments, n // len(moments), 0)
+  heads = len(moments)
 
   def one_tile(query: jax.Array) -> jax.Array:
     phi = apply_feature_map(feature_map, query, scale=scale)
-    return jnp.einsum("bngtr,nrv->bngtv", phi, moments, precision=precision)
+    return jnp.einsum("bkgtr,krv->bkgtv", phi, moments, precision=precision)
 
-  query = jnp.swapaxes(query, 1, 2)[:, :, None]
-  rows = query.shape[0] * n * moments.shape[1]
+  query = jnp.moveaxis(query.reshape(b, t, heads, n // heads, h), 1, 3)
+  rows = b * n * moments.shape[1]
   num_tiles = _rows.count_tiles(t, _TILE_FEATURES // rows)
   if num_tiles == 1:
     sums = one_tile(query)
@@ -293,8 +326,28 @@ def _prefix_sums(
     # Features of a tile are computed again for the gradient, not kept.
     tiles = _rows.tile(query, num_tiles)
     sums = _rows.untile(lax.map(jax.checkpoint(one_tile), tiles), t)
-  sums = jnp.swapaxes(sums[:, :, 0], 1, 2)
+  sums = _rows.from_rows(sums)
   return sums[..., :-1], sums[..., -1]
+
+
+def _hidden_context(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  bias: jax.Array | None,
+  mask: jax.Array | None,
+) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array]:
+  """One token that nobody sees, in place of no tokens."""
+
+  def one(x: jax.Array, axis: int) -> jax.Array:
+    shape = list(x.shape)
+    shape[axis] = max(shape[axis], 1)
+    return jnp.zeros(shape, x.dtype)
+
+  bias = None if bias is None else one(bias, -1)
+  if mask is None:
+    mask = jnp.zeros((1,) * query.ndim, bool)
+  return one(key, -3), one(value, -3), bias, one(mask, -1)
 
 
 def _check_call(
@@ -303,6 +356,8 @@ def _check_call(
   value: jax.Array | None,
   bias: jax.Array | None,
   mask: jax.Array | None,
+  is_causal: bool,
+  block_sizes: BlockSizes | None,
   state: PrefixState,
   feature_map: FeatureMap,
 ) -> bool:
@@ -318,9 +373,12 @@ def _check_call(
     ("value", value),
     ("bias", bias),
     ("mask", mask),
+    ("is_causal", is_causal or None),
+    ("block_sizes", block_sizes),
   ):
     if x is not None:
-      raise ValueError(f"{name} must be None without a context, got {x.shape}")
+      got = getattr(x, "shape", x)
+      raise ValueError(f"{name} must not be set without a context, got {got}")
   _checks.check_rank("query", query, (3, 4))
   _checks.check_floating("query", query)
   if 0 in query.shape:
