@@ -1,5 +1,7 @@
 """Linear systems (H + shift I) x = b, by the kinds of curvature."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -25,40 +27,54 @@ def cholesky_solve(factor: jax.Array, b: jax.Array) -> jax.Array:
   return linalg.cho_solve((factor, True), b)
 
 
-def structured_solve(
-  curvature: StructuredCurvature,
-  b: jax.Array,
-  shift: jax.Array,
-  *,
-  dual: bool,
-) -> jax.Array:
-  """The low-rank part apart, by Woodbury's identity; its core may be singular.
+def structured_solver(
+  curvature: StructuredCurvature, b: jax.Array, *, dual: bool
+) -> Callable[[jax.Array], jax.Array]:
+  """Shift -> (H + shift I)^-1 b, the low-rank part apart, by Woodbury.
 
-  What is left is factored as a (p, p) matrix, or for ``dual``, where p > n and
-  the constant is a multiple of the identity, as an (n, n) one.
+  The core may be singular. What is left is a (p, p) matrix, or for ``dual``,
+  where p > n and the constant is a multiple of the identity, an (n, n) one. It
+  may be indefinite though H is not, so that it is solved by elimination.
   """
-  a, weight, low, core, const, _ = curvature
-  if dual:
-    shift = shift + const
-    rows = design_rows(a, jnp.arange(len(weight)))
-    small = weight[:, None] * (rows @ rows.T)
-    small += shift * jnp.eye(len(rows), dtype=rows.dtype)
-    both = jnp.concatenate([low, b[:, None]], 1)
-    y = jnp.linalg.solve(small, weight[:, None] * (rows @ both))
-    both = (both - rows.T @ y) / shift
-  else:
-    gram = weighted_gram(a, weight)
-    if jnp.ndim(const):
-      gram += const
-    else:
-      shift = shift + const
-    factor = cholesky_factor(gram, shift)
-    both = cholesky_solve(factor, jnp.concatenate([low, b[:, None]], 1))
-  left, right = both[:, :-1], both[:, -1]
-  if not len(core):
-    return right
-  capacity = jnp.eye(len(core), dtype=core.dtype) + core @ (low.T @ left)
-  return right - left @ jnp.linalg.solve(capacity, core @ (low.T @ right))
+  low, core = curvature.low, curvature.core
+  both = jnp.concatenate([low, b[:, None]], 1)
+  solve_rest = (_dual_rest if dual else _rest)(curvature, both)
+
+  def solve(shift: jax.Array) -> jax.Array:
+    solved = solve_rest(shift)
+    left, right = solved[:, :-1], solved[:, -1]
+    if not len(core):
+      return right
+    capacity = jnp.eye(len(core), dtype=core.dtype) + core @ (low.T @ left)
+    return right - left @ jnp.linalg.solve(capacity, core @ (low.T @ right))
+
+  return solve
+
+
+def _rest(
+  curvature: StructuredCurvature, b: jax.Array
+) -> Callable[[jax.Array], jax.Array]:
+  const, p = curvature.const, len(b)
+  eye = jnp.eye(p, dtype=b.dtype)
+  gram = weighted_gram(curvature.design, curvature.weight)
+  gram += const if jnp.ndim(const) else const * eye
+  return lambda shift: jnp.linalg.solve(gram + shift * eye, b)
+
+
+def _dual_rest(
+  curvature: StructuredCurvature, b: jax.Array
+) -> Callable[[jax.Array], jax.Array]:
+  a, weight = curvature.design, curvature.weight
+  rows = design_rows(a, jnp.arange(len(weight)))
+  gram = weight[:, None] * (rows @ rows.T)
+  right = weight[:, None] * (rows @ b)
+  eye = jnp.eye(len(rows), dtype=rows.dtype)
+
+  def solve(shift: jax.Array) -> jax.Array:
+    ridge = shift + curvature.const
+    return (b - rows.T @ jnp.linalg.solve(gram + ridge * eye, right)) / ridge
+
+  return solve
 
 
 def cg_solve(

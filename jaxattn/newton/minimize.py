@@ -63,7 +63,8 @@ class NewtonConfig(NamedTuple):
     num_rows: rows to draw; None = 32 p. The solver takes four times as many,
       and then all, where that does not converge.
     refresh: with a sketch, every how many steps an exact one renews the
-      probabilities of the rows; 0 = the first two steps alone.
+      probabilities of the rows; 0 = the first two steps alone. An exact step
+      that the solver takes by itself renews them too.
   """
 
   max_steps: int = 50
@@ -91,7 +92,7 @@ class NewtonState(NamedTuple):
     start_loss: (), the first loss.
     start_norm: (), norm of the first gradient.
     num_flat: (), exact steps in a row that promised a fall of the loss, or
-      moved x, by no more than rounding.
+      moved x, by no more than rounding, be it after they were shortened.
     level: (), of the ladder of row counts: 0, 1, or 2 for all rows.
     num_good: (), steps in a row that converged well.
     prob: (n,) probabilities of rows; (0,) without a sketch.
@@ -144,9 +145,10 @@ class NewtonResult(NamedTuple):
     grad_norm: ().
     num_steps: ().
     reason: (): 0 = ``max_steps``; 1 = the gradient is small enough; 2 = two
-      exact steps in a row were within rounding; 3 = not even the
-      shortest step was accepted; 4 = the start is not finite, or outside the
-      domain, and is handed back as x.
+      exact steps in a row were within rounding, unshortened; 3 = stuck, at a
+      kink or at the edge of the domain: not even the shortest step was
+      accepted, or none but such as are within rounding; 4 = the start is not
+      finite, or outside the domain, and is handed back as x.
     log: a :class:`NewtonInfo` of (max_steps,) arrays, NaN or -1 after the end.
   """
 
@@ -253,12 +255,14 @@ def minimize(
 ) -> NewtonResult:
   r"""Minimizes the loss of a regression problem.
 
-  Every step that is taken lowers the loss, and stays in the domain. Near a
+  Unless ``pure``, every step that is taken lowers the loss and stays in the
+  domain. Near a
   minimum with a regular Hessian convergence is quadratic; with a sketch it is
   linear, by a factor of about :math:`\sqrt{p / m}` a step for m rows.
 
   Compiled once for a problem, a configuration and shapes; maps over starts and
-  data with ``jax.vmap``.
+  data with ``jax.vmap``. With a sketch take ``jax.lax.map`` instead: under
+  ``vmap`` every step computes the exact Hessian as well.
 
   Args:
     problem: what to minimize; hashable.
@@ -269,7 +273,7 @@ def minimize(
 
   Returns:
     A :class:`NewtonResult`. Nothing in it is NaN, but for the unused rows of
-    its log and for a start that is not finite.
+    its log, for a start that is not finite, and where ``pure`` diverges.
 
   Raises:
     ValueError: if ``x0`` is no floating vector, an option is not one of its
@@ -383,21 +387,22 @@ def _curvature_fn(problem: Problem, config: NewtonConfig) -> Any:
   return problem.gauss_newton
 
 
-def _value(problem: Problem, x: jax.Array, data: Any) -> jax.Array:
-  """The loss; infinite outside the domain and where it is not finite."""
-  loss = problem.loss(x, data)
+def _value_and_grad(
+  problem: Problem, x: jax.Array, data: Any
+) -> tuple[jax.Array, jax.Array]:
+  """The loss, infinite outside the domain or if not finite; the gradient."""
+  loss, grad = problem.value_and_grad(x, data)
+  _check_gradient(loss, grad, x)
   good = jnp.isfinite(loss)
   if problem.in_domain is not None:
     good &= problem.in_domain(x, data)
-  return jnp.where(good, loss, jnp.inf)
+  return jnp.where(good, loss, jnp.inf), grad
 
 
 def _init(
   problem: Problem, x0: jax.Array, data: Any, config: NewtonConfig
 ) -> NewtonState:
-  value = _value(problem, x0, data)
-  loss, grad = problem.value_and_grad(x0, data)
-  _check_gradient(loss, grad, x0)
+  loss, grad = _value_and_grad(problem, x0, data)
   norm = jnp.linalg.norm(grad)
   prob = jnp.zeros((0,), x0.dtype)
   if config.sketch is not None:
@@ -405,19 +410,19 @@ def _init(
     _check_curvature(shape, config)
     n = shape.weight.shape[0]
     prob = jnp.full((n,), 1 / n, x0.dtype)
-  bad = ~(jnp.isfinite(value) & jnp.isfinite(norm))
+  bad = ~(jnp.isfinite(loss) & jnp.isfinite(norm))
   done = jnp.where(
     norm <= config.atol + config.rtol * norm, _GRADIENT, _RUNNING
   )
   zero = jnp.zeros((), jnp.int32)
   return NewtonState(
     x=x0,
-    loss=loss.astype(x0.dtype),
+    loss=loss,
     grad=grad,
     mu=jnp.asarray(config.mu0, x0.dtype),
     num_steps=zero,
     reason=jnp.where(bad, _BAD_START, done).astype(jnp.int32),
-    start_loss=loss.astype(x0.dtype),
+    start_loss=loss,
     start_norm=norm,
     num_flat=zero,
     level=zero,
@@ -440,50 +445,58 @@ def _step(
   exact = _curvature_fn(problem, config)(x, data)
   _check_curvature(exact, config)
   used = _level(state, config)
-  curvature, num_rows = _sampled(exact, state, used, config, rng)
+  curvature, num_rows, told = _sampled(exact, state, used, config, rng)
   direction, shift, num_shifts = _direction(curvature, state, config)
   slope = grad @ direction
   bend = direction @ curvature_matvec(curvature, direction)
 
-  def search(size: jax.Array) -> tuple[jax.Array, jax.Array]:
-    new = _value(problem, x + size * direction, data)
-    least = loss + _ARMIJO * size * slope + 2 * eps * jnp.abs(loss)
-    return new, new <= least
+  def attempt(size: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    value, slopes = _value_and_grad(problem, x + size * direction, data)
+    most = loss + _ARMIJO * size * slope + 2 * eps * jnp.abs(loss)
+    return value, slopes, value <= most
 
   one = jnp.ones((), x.dtype)
   if config.pure:
     size, accepted = one, jnp.array(True)
+    new_loss, new_grad = problem.value_and_grad(x + direction, data)
   else:
-    size, accepted = _halve(search, one)
-  x = jnp.where(accepted, x + size * direction, x)
-  new_loss, new_grad = problem.value_and_grad(x, data)
+    size, new_loss, new_grad, accepted = _halve(attempt, one)
+  new_loss = jnp.where(accepted, new_loss, loss)
+  new_grad = jnp.where(accepted, new_grad, grad)
   new_norm = jnp.linalg.norm(new_grad)
 
-  promised = -(size * slope + size**2 * bend / 2)
-  moved = jnp.where(accepted, size, 0) * jnp.linalg.norm(direction)
   # Of a sum of squares that goes to 0 the rounding is that of its roots.
   floor = jnp.maximum(jnp.abs(loss), eps * jnp.abs(state.start_loss))
-  flat = promised <= _ROUND_OFF * eps * floor
-  flat |= accepted & (moved <= _ROUND_OFF * eps * jnp.linalg.norm(x))
-  ratio = jnp.where(
-    flat, 1, (loss - new_loss) / jnp.where(flat, 1, promised)
-  ).astype(x.dtype)
+
+  def within_rounding(size: jax.Array) -> jax.Array:
+    flat = -(size * slope + size**2 * bend / 2) <= _ROUND_OFF * eps * floor
+    length = size * jnp.linalg.norm(direction)
+    return flat | (length <= _ROUND_OFF * eps * jnp.linalg.norm(x))
+
+  flat = within_rounding(one)
+  promised = -(size * slope + size**2 * bend / 2)
+  ratio = (loss - new_loss) / jnp.where(promised == 0, 1, promised)
+  ratio = jnp.where(flat, 1, jnp.where(accepted, ratio, 0)).astype(x.dtype)
+  x = jnp.where(accepted, x + size * direction, x)
+  moved = jnp.where(accepted, size, 0) * jnp.linalg.norm(direction)
   mu = jnp.clip(shift / norm, _MU_MIN, _MU_MAX)
   better = accepted & (ratio > 0.75) & (size == 1)
   worse = ~accepted | (ratio < 0.25)
+  idle = flat | (accepted & within_rounding(size))
   factor = jnp.where(better, 0.25, jnp.where(worse, 4.0, 1.0))
   mu = jnp.clip(mu * factor.astype(x.dtype), _MU_MIN, _MU_MAX)
   # Of sampled Hessians a promise below rounding says little.
-  told = used == _EXACT
-  num_flat = jnp.where(flat, state.num_flat + told.astype(jnp.int32), 0)
+  num_flat = state.num_flat + told.astype(jnp.int32)
+  num_flat = jnp.where(idle, num_flat, 0)
 
   reason = jnp.full((), _RUNNING, jnp.int32)
   if not config.pure:
-    reason = jnp.where(num_flat >= 2, _FLAT, reason)
+    still = jnp.where(flat, _FLAT, _STUCK)
+    reason = jnp.where(num_flat >= 2, still, reason)
     reason = jnp.where(~accepted & (mu >= _MU_MAX), _STUCK, reason)
   target = config.atol + config.rtol * state.start_norm
   reason = jnp.where(new_norm <= target, _GRADIENT, reason)
-  level, num_good = _climb(state, used, worse | flat | (new_norm > 0.8 * norm))
+  level, num_good = _climb(state, used, worse | idle | (new_norm > 0.8 * norm))
   info = NewtonInfo(
     loss=loss,
     grad_norm=norm,
@@ -494,10 +507,10 @@ def _step(
     num_rows=num_rows,
     num_shifts=num_shifts,
   )
-  prob = _probabilities(exact, curvature, shift, used, state, config, rng)
+  prob = _probabilities(exact, curvature, shift, told, state, config, rng)
   state = NewtonState(
     x=x,
-    loss=new_loss.astype(x.dtype),
+    loss=new_loss,
     grad=new_grad,
     mu=mu,
     num_steps=state.num_steps + 1,
@@ -559,20 +572,24 @@ def _minimize(
   )
 
 
-def _halve(search: Any, one: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """The largest of 1, 1/2, 1/4, ... that passes, and whether any did."""
+def _halve(attempt: Any, one: jax.Array) -> tuple[jax.Array, ...]:
+  """The largest of 1, 1/2, 1/4, ... that passes, with what it was tried on.
+
+  The gradient comes with the loss: the first size mostly passes, and the data
+  need not be read again.
+  """
 
   def again(carry: tuple[jax.Array, ...]) -> jax.Array:
-    _, num, passed = carry
+    _, num, *_, passed = carry
     return ~passed & (num < _MAX_HALVINGS)
 
   def body(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    size, num, _ = carry
-    return size / 2, num + 1, search(size / 2)[1]
+    size, num, *_ = carry
+    return size / 2, num + 1, *attempt(size / 2)
 
-  start = one, jnp.zeros((), jnp.int32), search(one)[1]
-  size, _, passed = lax.while_loop(again, body, start)
-  return size, passed
+  start = one, jnp.zeros((), jnp.int32), *attempt(one)
+  size, _, *rest = lax.while_loop(again, body, start)
+  return size, *rest
 
 
 def _direction(
@@ -617,7 +634,8 @@ def _solver(
 ) -> tuple[Any, jax.Array]:
   """Shift -> -(H + shift I)^-1 g, and a size of H."""
   if config.linear_solver == "cholesky":
-    matrix = curvature_dense(curvature, dim=len(grad), dtype=grad.dtype)
+    assert isinstance(curvature, DenseCurvature)
+    matrix = curvature.matrix
     if config.pure:
       # As written, whatever the signs of the Hessian.
       return lambda _: -jnp.linalg.solve(matrix, grad), progress
@@ -637,10 +655,8 @@ def _solver(
   assert isinstance(curvature, StructuredCurvature)
   dual = config.linear_solver == "dual"
 
-  def solve_structured(shift: jax.Array) -> jax.Array:
-    return -_solve.structured_solve(curvature, grad, shift, dual=dual)
-
-  return solve_structured, scale
+  solve_system = _solve.structured_solver(curvature, grad, dual=dual)
+  return lambda shift: -solve_system(shift), scale
 
 
 # --- the ladder of row counts ---
@@ -667,15 +683,21 @@ def _sampled(
   level: jax.Array,
   config: NewtonConfig,
   rng: jax.Array | None,
-) -> tuple[Curvature, jax.Array]:
-  """The curvature that the step uses, and how many rows are in it."""
-  if not isinstance(curvature, StructuredCurvature):
-    return curvature, jnp.array(-1, jnp.int32)
-  n = len(curvature.weight)
+) -> tuple[Curvature, jax.Array, jax.Array]:
+  """The curvature of the step, how many rows are in it, whether all are."""
+  p, dtype = len(state.x), state.x.dtype
+  structured = isinstance(curvature, StructuredCurvature)
   if config.sketch is None:
-    return curvature, jnp.array(n, jnp.int32)
+    n = len(curvature.weight) if structured else -1
+    if config.linear_solver == "cholesky":
+      # Once, for the factors and for what the step promises.
+      matrix = curvature_dense(curvature, dim=p, dtype=dtype)
+      curvature = DenseCurvature(matrix)
+    return curvature, jnp.array(n, jnp.int32), jnp.array(True)
   assert rng is not None
-  counts = _row_counts(n, len(state.x), config)
+  assert structured
+  n = len(curvature.weight)
+  counts = _row_counts(n, p, config)
 
   def some(num_rows: int) -> jax.Array:
     drawn = curvature_sample(rng, curvature, state.prob, num_rows)
@@ -688,7 +710,8 @@ def _sampled(
     functools.partial(some, count) if count < n else every for count in counts
   ]
   matrix = lax.switch(level, branches)
-  return DenseCurvature(matrix), jnp.array(counts, jnp.int32)[level]
+  num_rows = jnp.array(counts, jnp.int32)[level]
+  return DenseCurvature(matrix), num_rows, num_rows == n
 
 
 def _climb(
@@ -702,14 +725,15 @@ def _climb(
   level = jnp.clip(level, 0, _EXACT)
   num_good = jnp.where(down, 0, num_good)
   # Steps that are exact anyway say nothing about the rung below.
-  return jnp.where(own, level, state.level), jnp.where(own, num_good, 0)
+  num_good = jnp.where(own, num_good, state.num_good)
+  return jnp.where(own, level, state.level), num_good
 
 
 def _probabilities(
   structured: Curvature,
   dense: Curvature,
   shift: jax.Array,
-  used: jax.Array,
+  exact: jax.Array,
   state: NewtonState,
   config: NewtonConfig,
   rng: jax.Array | None,
@@ -735,4 +759,4 @@ def _probabilities(
     prob = (1 - _UNIFORM) * score / total + _UNIFORM / n
     return jnp.where(jnp.isfinite(total) & (total > 0), prob, state.prob)
 
-  return lax.cond(used == _EXACT, renewed, lambda: state.prob)
+  return lax.cond(exact, renewed, lambda: state.prob)

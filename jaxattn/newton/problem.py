@@ -27,8 +27,8 @@ class Problem(NamedTuple):
       none, and only ``gauss_newton`` is used.
     gauss_newton: the same for its positive semidefinite part; None = not
       provided.
-    in_domain: (x, data) -> boolean (); None = everywhere. The loss is never
-      asked for outside.
+    in_domain: (x, data) -> boolean (); None = everywhere. What the other
+      functions return outside does not matter.
   """
 
   loss: Callable[[jax.Array, Any], jax.Array]
