@@ -18,6 +18,9 @@ from experiments.harness import files, ledger, provenance
 BEGIN = "<!-- ledger:begin -->"
 END = "<!-- ledger:end -->"
 
+# Numbers of a system in the README; the page of the ledger has all.
+_MOST = 3
+
 _HEADING = """# Ledger
 
 One row a system. Every verdict was computed by `python -m
@@ -41,8 +44,11 @@ def pages(root: pathlib.Path) -> dict[pathlib.Path, str]:
   """
   rows = ledger.read_ledger(root / "results" / "ledger.json")
   wanted = {
-    path: replace_block(path, ledger.table(rows))
-    for path in (root / "README.md", root / "docs" / "ledger.md")
+    path: replace_block(path, ledger.table(rows, most=most))
+    for path, most in (
+      (root / "README.md", _MOST),
+      (root / "docs" / "ledger.md", None),
+    )
   }
   wanted[root / "results" / "LEDGER.md"] = ledger_page(rows)
   return wanted

@@ -71,12 +71,15 @@ def crashed_row(slug: str, tier: str, before: Row | None) -> Row:
   }
 
 
-def table(rows: Sequence[Row], *, everything: bool = False) -> str:
+def table(
+  rows: Sequence[Row], *, everything: bool = False, most: int | None = None
+) -> str:
   """Writes rows as a Markdown table.
 
   Args:
     rows: rows of the ledger.
     everything: also numbers that decide nothing, and how long it took.
+    most: numbers shown of a row, those that miss their range first; None = all.
 
   Returns:
     The table, ending in a newline.
@@ -86,7 +89,7 @@ def table(rows: Sequence[Row], *, everything: bool = False) -> str:
   lines = [head, ["---"] * len(head)]
   for row in rows:
     claim = f"{row['claim']} ({row['source']})" if row["claim"] else ""
-    shown = _measurements(row, everything)
+    shown = _measurements(row, everything, most)
     cells = [f"`{row['slug']}`", claim, row["paper"], shown, row["verdict"]]
     lines.append(cells + ([_duration(row["seconds"])] if everything else []))
   return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
@@ -97,12 +100,22 @@ def describe_number(value: float | str) -> str:
   return value if isinstance(value, str) else f"{value:.4g}"
 
 
+def inside(value: float | str, accepted: Sequence[float | None]) -> bool:
+  """Says whether a number lies in its range; JSON's ``"nan"`` does not."""
+  low, high = accepted
+  return (
+    not isinstance(value, str)
+    and (low is None or low <= value)
+    and (high is None or value <= high)
+  )
+
+
 def _without_noise(row: Row) -> Row:
   return {k: v for k, v in row.items() if k not in _NOISE}
 
 
-def _measurements(row: Row, everything: bool) -> str:
-  parts = []
+def _measurements(row: Row, everything: bool, most: int | None) -> str:
+  parts, missed = [], []
   for name, value in (row["measured"] | row["timed"]).items():
     accepted = row["accepted"].get(name)
     wanted = (
@@ -110,7 +123,15 @@ def _measurements(row: Row, everything: bool) -> str:
     )
     if accepted or everything:
       parts.append(f"{name} {describe_number(value)}{wanted}")
-  return "<br>".join(parts)
+      missed.append(bool(accepted) and not inside(value, accepted))
+  if most is None or len(parts) <= most:
+    return "<br>".join(parts)
+  # Sorting keeps the order of those that are alike.
+  order = sorted(range(len(parts)), key=lambda i: not missed[i])
+  shown = [parts[i] for i in order[:most]]
+  rest = [missed[i] for i in order[most:]]
+  tail = f"and {len(rest)} more, {len(rest) - sum(rest)} of them in their range"
+  return "<br>".join([*shown, tail])
 
 
 def _duration(seconds: float) -> str:

@@ -117,21 +117,12 @@ def _number(name: str, value: float | str, row: ledger.Row) -> str:
   accepted = row["accepted"].get(name)
   wanted = ""
   if accepted:
-    inside = _inside(value, accepted)
+    inside = ledger.inside(value, accepted)
     mark, word = ("✓", "accepted") if inside else ("✗", "accepted would be")
     title = f"{word} {_minus(verdict_lib.describe_range(accepted))}"
     wanted = f'<span class="{"in" if inside else "out"}">{mark} {title}</span>'
   number = html.escape(_minus(ledger.describe_number(value)))
   return f"<div><dt>{html.escape(name)}</dt><dd>{number} {wanted}</dd></div>"
-
-
-def _inside(value: float | str, accepted: Sequence[float | None]) -> bool:
-  low, high = accepted
-  return (
-    not isinstance(value, str)
-    and (low is None or low <= value)
-    and (high is None or value <= high)
-  )
 
 
 def _minus(text: str) -> str:

@@ -195,6 +195,8 @@ def test_table():
     "slope 0.5123 (accepted: 0.4 to 0.6)<br>"
     "speed-up 3.22 (accepted: at least 3) | reproduced |\n"
   )
+  brief = ledger.table([_row(measured={"slope": 0.7, "size": 1.0})], most=1)
+  assert "| slope 0.7 (accepted: 0.4 to 0.6)<br>and 1 more, 1 of" in brief
   full = ledger.table([_row()], everything=True)
   assert "misfit nan" in full
   assert full.endswith("| reproduced | 2 min |\n")
