@@ -95,17 +95,23 @@ def _calls(
     "laricl": lambda *args: laricl(*args).w,
     **{
       kind: functools.partial(icl_baseline, kind=kind)
-      for kind in ("fine_tune", "prefix", "influence")
+      for kind in ("fine_tune", "prefix", "learned_examples", "influence")
     },
   }
 
-  def batched(method: Callable[..., Any]) -> Callable[..., Any]:
+  def batched(method: Callable[..., Any], params: Any) -> Callable[..., Any]:
     return jax.jit(jax.vmap(lambda p, v: method(_MODEL.apply, params, p, v)))
 
+  starts = dict.fromkeys(methods, params)
+  starts["prefix"] = {**params, "prefix": {"tokens": _prefix_tokens()}}
   return {
-    name: functools.partial(batched(method), *tasks)
+    name: functools.partial(batched(method, starts[name]), *tasks)
     for name, method in methods.items()
   }
+
+
+def _prefix_tokens() -> jax.Array:
+  return 0.02 * jax.random.normal(jax.random.key(2), (4, _MODEL.width))
 
 
 def torch_ricl(

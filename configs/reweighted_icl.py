@@ -7,9 +7,10 @@ cpu, 2 cores: about four minutes, half of it to train the in-context model.
 Expect "reproduced": with 6 or 3 clean examples, and 6 of 16 labels random or of
 another task, learned weights at least halve the error of the plain prompt, to
 0.03 from 0.4 for 6, and do no worse than fine-tuning and than showing the clean
-examples alone. Expect also what speaks against them and decides nothing: four
-learned examples that are appended do as well or better, and with 16 clean
-examples showing these alone is better than all.
+examples alone; a clean prompt they do not spoil. Expect also what speaks
+against them and decides nothing: four learned examples that are appended are
+better as a rule, and with 16 clean examples showing these alone is better than
+all.
 smoke: seconds, decides nothing. full, one accelerator, hours, not run yet: 20
 dimensions, 64 examples, 12 layers of width 256.
 """
@@ -31,6 +32,8 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.num_layers = 2
   config.num_heads = 2
   config.train_steps = 4000
+  # At which its error is reported.
+  config.reported_steps = (1000, 2000, 4000)
 
   # How prompts are spoiled: kind, how many of the examples, scale.
   config.corruptions = (
@@ -72,6 +75,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
     config.width, config.num_layers = 8, 1
     config.num_examples = 8
     config.train_steps = 4
+    config.reported_steps = (4,)
     config.corruptions = (
       ("clean", 0, 1.0),
       ("bias_some", 4, 2.0),
@@ -91,6 +95,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
     config.num_layers = 12
     config.num_heads = 8
     config.train_steps = 100_000
+    config.reported_steps = (25_000, 50_000, 100_000)
     config.corruptions = (
       ("clean", 0, 1.0),
       ("bias_some", 32, 2.0),

@@ -5,8 +5,9 @@ shown prompts of which some examples are wrong, and V examples that are right.
 On the idea of arXiv 2310.03331, one weight an example, learned on those V:
 
 1. Error of RICL and LARICL beside that of plain prompting, fine-tuning, a
-   prefix, leaving examples out, and of showing the clean examples, after the
-   prompt or instead of it; by kind of fault and by V.
+   prefix of vectors, examples that are learned, leaving examples out, and of
+   showing the clean ones, after the prompt or instead of it; by kind of fault
+   and by V.
 2. Do the weights tell the wrong examples from the right ones?
 3. What do the regularizer and the mode of weighting do?
 4. The same on real prompts, patients of the diabetes table.
@@ -39,8 +40,11 @@ _BASELINES = {
   "clean only": "validation_only",
   "fine-tune": "fine_tune",
   "prefix": "prefix",
+  "learned examples": "learned_examples",
   "influence": "influence",
 }
+# Vectors of the prefix, and their first standard deviation.
+_PREFIX = 4, 0.02
 # What is weighted, by the name that is appended to "ricl".
 _MODES = {"": "embedding", ", logit": "logit", ", value": "value"}
 _REWEIGHTED = (
@@ -57,6 +61,7 @@ _SHOWN = {
   "laricl": "LARICL",
   "fine-tune": "fine-tuning",
   "prefix": "prefix",
+  "learned examples": "learned examples",
   "append": "clean appended",
   "clean only": "clean only",
   "influence": "worst left out",
@@ -106,6 +111,7 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
     checks=[
       *_claim_checks(config, points),
       *_auc_checks(config, points),
+      *_training_checks(config, wd),
       *_reported(config, points, ridges, diabetes),
     ],
   )
@@ -248,12 +254,16 @@ def baseline_errors(
 ) -> dict[str, jax.Array]:
   """By baseline (tasks,) errors."""
   apply_fn = _apply_fn(model)
+  length, size = _PREFIX
+  tokens = size * jax.random.normal(jax.random.key(0), (length, model.width))
+  with_prefix = {**params, "prefix": {"tokens": tokens}}
 
   def one(task: Tasks) -> dict[str, jax.Array]:
     prompt, val, query, target = task
     errors = {}
     for name, kind in _BASELINES.items():
-      found = icl_baseline(apply_fn, params, prompt, val, kind=kind)
+      start = with_prefix if kind == "prefix" else params
+      found = icl_baseline(apply_fn, start, prompt, val, kind=kind)
       out = weighted_predict(
         apply_fn, found.params, found.prompt, query, found.w, mode="logit"
       )
@@ -366,12 +376,23 @@ def _claim_checks(
         value = _ratio(points[kind, v], name, other)
         label = f"{name} / {other}, {_TITLES[kind]}, V={v}"
         checks.append(harness.Check(label, value, *allowed))
-  v = max(config.nums_val)
-  value = _ratio(points["clean", v], "ricl", "icl")
-  checks.append(
-    harness.Check(f"ricl / icl, clean, V={v}", value, *accepted.clean)
-  )
+  for v in config.nums_val:
+    value = _ratio(points["clean", v], "ricl", "icl")
+    label = f"ricl / icl, clean, V={v}"
+    checks.append(harness.Check(label, value, *accepted.clean))
   return checks
+
+
+def _training_checks(
+  config: Config, wd: harness.Workdir
+) -> list[harness.Check]:
+  """Errors of the model on the way; reported."""
+  rows = harness.read_metrics(wd.path / "metrics.jsonl")
+  loss = {r["step"]: r["loss"] for r in rows if r["series"] == "icl"}
+  return [
+    harness.Check(f"training error, step {step}", loss[step])
+    for step in config.reported_steps
+  ]
 
 
 def _auc_checks(
@@ -401,7 +422,7 @@ def _reported(
     (kind, v, other)
     for kind in config.decided_kinds
     for v in config.decided_nums_val
-    for other in ("prefix", "influence")
+    for other in ("prefix", "learned examples", "influence")
   ]
   pairs += [(c[0], most, "clean only") for c in config.corruptions]
   checks = [
@@ -448,14 +469,14 @@ def _draw(config: Config, points: dict[tuple[str, int], Point]) -> Figure:
   _draw_kinds(axes[1, 0], config, points)
   _draw_weights(axes[1, 1], config, points)
   handles, labels = axes[0, 0].get_legend_handles_labels()
-  figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+  figure.legend(handles, labels, loc="outside upper center", ncols=5)
   return figure
 
 
 def _style(name: str) -> dict[str, Any]:
-  colors = (*harness.PALETTE, "#6b7480", "#1b1f24")
+  colors = (*harness.PALETTE, "#6b7480", "#1b1f24", "#8c564b")
   order = "ricl", "laricl", "clean only", "prefix", "append", "fine-tune"
-  order = *order, "icl", "influence"
+  order = *order, "icl", "influence", "learned examples"
   reweighted = name in ("ricl", "laricl")
   return {
     "color": colors[order.index(name)],

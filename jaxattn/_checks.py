@@ -124,6 +124,18 @@ def check_floating(name: str, x: Any) -> None:
     raise ValueError(f"{name} must have a floating dtype, got {dtype}")
 
 
+def check_one_dtype(**arrays: Any) -> None:
+  """Raises unless all arrays have the floating dtype of the first."""
+  first, *_ = arrays
+  for name, x in arrays.items():
+    check_floating(name, x)
+    if x.dtype != arrays[first].dtype:
+      raise ValueError(
+        f"all arrays must have one dtype, got {name} of {x.dtype} and {first} "
+        f"of {arrays[first].dtype}"
+      )
+
+
 def check_attention(
   query: jax.Array,
   key: jax.Array,

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jaxattn import _checks
 from jaxattn.looped.icl import ICLTask as ICLTask
 from jaxattn.looped.icl import sample_icl_task as sample_icl_task
-from jaxattn.numerics.linalg import ridge_solve
 from jaxattn.regression.reweighted_icl import Prompt
 
 __all__ = ["ICLTask", "corrupt_prompt", "sample_icl_task"]
@@ -38,7 +37,7 @@ def corrupt_prompt(
   * ``"imbalanced"``: the input keeps its length times ``scale``, but points
     along one direction, the same for all of them. Labels stay right: they
     move by the least-squares fit of the prompt, which is the task if labels
-    are free of noise.
+    are free of noise and inputs span the space; of many fits the least.
 
   Args:
     rng: PRNG key.
@@ -107,7 +106,8 @@ def _corrupt(
     direction /= jnp.linalg.norm(direction)
     size = scale * jnp.linalg.norm(x, axis=1) * jnp.sign(x @ direction)
     moved = jnp.where(spoiled[:, None], size[:, None] * direction[None], x)
-    task = ridge_solve(x, y, 0.0)
+    # Not ridge_solve: inputs may all lie on a line.
+    task, *_ = jnp.linalg.lstsq(x, y)
     return Prompt(moved, y + jnp.where(spoiled, (moved - x) @ task, 0))
   if kind == "bias_some":
     label = y + scale

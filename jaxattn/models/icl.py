@@ -49,6 +49,10 @@ class ICLRegressor(nn.Module):
     what showing the example twice is, and w_i -> 0 what leaving it out is;
   * ``"value"``: the value of example i is multiplied by w_i in every layer.
 
+  Vectors (P, width) in ``params["prefix"]["tokens"]``, if there is such a
+  collection beside the parameters, stand in front of the embedded examples and
+  are seen as they are: prefix tuning at the input.
+
   ``ICLRegressor().apply`` is an ``apply_fn`` of
   :func:`jaxattn.regression.ricl` and its kin. Keep the model: another one, even
   of the same fields, is compiled again.
@@ -94,20 +98,31 @@ class ICLRegressor(nn.Module):
   ) -> jax.Array:
     """Predicts (Q,) labels of (Q, d) queries; without w, unweighted."""
     self._check(prompt, query, w, mode)
-    (m, _), num_queries = prompt.x.shape, len(query)
-    if w is not None:
-      # Of a query nothing is weighted.
-      w = jnp.concatenate([w, jnp.ones((num_queries,), w.dtype)])
     z = nn.Dense(self.width, use_bias=False, name="embed")(
       _tokens(prompt, query)
     )
+    prefix = self._prefix(z)
+    z, m = jnp.concatenate([prefix, z]), len(prefix) + len(prompt.x)
+    if w is not None:
+      # Of a prefix and of a query nothing is weighted.
+      w = jnp.pad(w, (len(prefix), len(query)), constant_values=1)
     if w is not None and mode == "embedding":
       z = z * w[:, None]
-    keys = jnp.arange(m + num_queries)[None] < m
-    mask = keys | jnp.eye(m + num_queries, dtype=bool)
+    keys = jnp.arange(len(z))[None] < m
+    mask = keys | jnp.eye(len(z), dtype=bool)
     for i in range(self.num_layers):
       z = _Layer(self.num_heads, name=f"layer_{i}")(z, w, mask, mode)
     return nn.Dense(1, name="head")(z[m:])[:, 0]
+
+  def _prefix(self, z: jax.Array) -> jax.Array:
+    if not self.has_variable("prefix", "tokens"):
+      return z[:0]
+    prefix = jnp.asarray(self.get_variable("prefix", "tokens"))
+    shape = None, self.width
+    _checks.check_shape(
+      "params['prefix']['tokens']", prefix, shape, "(P, width)"
+    )
+    return prefix.astype(z.dtype)
 
   def _check(
     self, prompt: Prompt, query: jax.Array, w: jax.Array | None, mode: str

@@ -16,7 +16,7 @@ With :math:`H = \sum_i w_i \nabla^2 \ell_i + \lambda I`, at a stationary point,
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,11 @@ from jax import lax
 from jaxattn import _checks, newton
 from jaxattn.numerics.linalg import ridge_solve
 from jaxattn.regression import softmax_resnet
+from jaxattn.regression._reweighted_objective import (
+  STEP_SIZES,
+  best_step,
+  check_finite,
+)
 from jaxattn.regression.softmax_resnet import SoftmaxResnetData
 
 _CONFIG = newton.NewtonConfig(max_steps=100)
@@ -73,7 +78,8 @@ def hypergradient(
   .. math:: -\nabla \ell_i(x)^\top H^{-1} \nabla \ell_{\mathrm{val}}(x)
 
   That is right at a stationary point only, so whether x is one is checked: its
-  gradient must be small beside the sum of the examples' own.
+  gradient must be small beside the sum of the examples' own, at x or at 0,
+  whichever is larger: at an x that fits all of them there is rounding only.
 
   Args:
     w: (m,), weights.
@@ -113,14 +119,9 @@ def hypergradient(
   _checks.check_shape("x", x, a.shape[-1:], "(d,)")
   data = data._replace(w=jnp.asarray(w, data.w.dtype))
   out, relative = _hypergradient(x, data, val)
-  most = float(jnp.finfo(out.dtype).eps) ** _STATIONARY
-  if _checks.is_concrete(relative) and not relative <= most:
-    raise ValueError(
-      "x must be stationary, got a gradient of relative size "
-      f"{float(relative):.1e}, above {most:.1e}: solve the inner problem "
-      "more accurately"
-    )
-  return jnp.where(relative <= most, out, jnp.nan)
+  return _where_stationary(
+    out, relative, "x must be stationary", "solve the inner problem accurately"
+  )
 
 
 def ricl_bilevel(
@@ -137,7 +138,9 @@ def ricl_bilevel(
 
   Projected gradient descent, :math:`w \leftarrow \max(w - \eta h, 0)` from
   w = 1, each time with the minimizer of the inner problem, which starts from
-  the one before. Examples that do harm end at exactly 0.
+  the one before. Examples that do harm end at exactly 0. The derivative h is
+  right at a minimizer only: whether each was one is checked, as in
+  :func:`hypergradient`.
 
   Args:
     a: (m, n, d), features of the examples.
@@ -150,10 +153,12 @@ def ricl_bilevel(
       still, so that it is large.
 
   Returns:
-    A :class:`BilevelResult`.
+    A :class:`BilevelResult`. Under ``jit``, where nothing can be raised, its
+    weights are NaN if an inner problem was not solved.
 
   Raises:
-    ValueError: if shapes or dtypes do not fit, or a number is not positive.
+    ValueError: if shapes or dtypes do not fit, a value is not finite, a number
+      is not positive, or an inner problem was not solved.
 
   Cost:
     A step: a few of Newton's, each O(m n d^2 + d^3).
@@ -176,7 +181,7 @@ def ricl_bilevel(
   data, val = _prepare(a, b, a_val, b_val, ridge)
   _checks.check_integer("num_steps", num_steps, 1, None)
   _checks.check_positive("step_size", step_size)
-  return _ricl(data, val, step_size, num_steps)
+  return _checked(*_ricl(data, val, step_size, num_steps))
 
 
 def laricl_bilevel(
@@ -193,8 +198,9 @@ def laricl_bilevel(
 
   With :math:`x^*(w + \delta) \approx x^*(w) - H^{-1} G^\top \delta`, the
   rows of G being :math:`\nabla \ell_i`, the residuals of validation examples
-  are linear in the weights; ridge regression gives a step, and negative weights
-  become 0. Each round does this at the weights of the last.
+  are linear in the weights; ridge regression gives a step, of which 1, 1/2,
+  1/4, 1/8 or 0 is taken, whichever has the smallest validation loss after
+  negative weights became 0. Each round does this at the weights of the last.
 
   Args:
     a: (m, n, d), features of the examples.
@@ -206,13 +212,14 @@ def laricl_bilevel(
     num_rounds: linearizations.
 
   Returns:
-    A :class:`BilevelResult` with num_rounds + 1 losses.
+    As :func:`ricl_bilevel`, with num_rounds + 1 losses, none above the one
+    before.
 
   Raises:
     ValueError: as :func:`ricl_bilevel`.
 
   Cost:
-    A round: one inner solve, and O(V n (d^2 + m^2)).
+    A round: five inner solves at once, and O(V n (d^2 + m^2)).
 
   Source:
     arXiv 2310.03331 for the idea; the formula is this project's.
@@ -231,7 +238,7 @@ def laricl_bilevel(
   data, val = _prepare(a, b, a_val, b_val, ridge)
   _checks.check_positive("weight_ridge", weight_ridge)
   _checks.check_integer("num_rounds", num_rounds, 1, None)
-  return _laricl(data, val, weight_ridge, num_rounds)
+  return _checked(*_laricl(data, val, weight_ridge, num_rounds))
 
 
 # --- the inner problem ---
@@ -253,9 +260,12 @@ def _prepare(
       raise ValueError(f"{name} needs at least one example")
     target = "b" + name.removeprefix("a")
     _checks.check_shape(target, y, x.shape[:2], f"{name}.shape[:2]")
+    check_finite(name, x)
+    check_finite(target, y)
     stacked.append(jax.vmap(_example)(jnp.asarray(x), jnp.asarray(y)))
   _checks.check_shape("a_val", a_val, (None, None, a.shape[2]), "(V, n, d)")
   examples, val = stacked
+  _checks.check_one_dtype(a=examples.b, a_val=val.b)
   dtype = examples.b.dtype
   weights = jnp.ones((len(examples.b),), dtype)
   return _Weighted(weights, examples, jnp.asarray(ridge, dtype)), val
@@ -302,8 +312,35 @@ def _solve(x: jax.Array, data: _Weighted) -> jax.Array:
   return newton.implicit_solution(_PROBLEM, x, data, config=_CONFIG)
 
 
-def _grad_norm(x: jax.Array, data: _Weighted) -> jax.Array:
-  return jnp.linalg.norm(_value_and_grad(x, data)[1])
+def _grad_norms(x: jax.Array, data: _Weighted) -> tuple[jax.Array, jax.Array]:
+  """Norm of the inner gradient, and the same beside its summands."""
+
+  def pull(x: jax.Array) -> jax.Array:
+    _, grads = _losses_and_grads(x, data.examples)
+    of_ridge = data.ridge * jnp.linalg.norm(x)
+    return data.w @ jnp.linalg.norm(grads, axis=1) + of_ridge
+
+  norm = jnp.linalg.norm(_value_and_grad(x, data)[1])
+  size = jnp.maximum(pull(x), pull(jnp.zeros_like(x)))
+  return norm, norm / jnp.where(size > 0, size, 1)
+
+
+def _most(dtype: jnp.dtype) -> float:
+  """Up to which relative gradient a point counts as stationary."""
+  return float(jnp.finfo(dtype).eps) ** _STATIONARY
+
+
+def _where_stationary(
+  out: jax.Array, relative: jax.Array, complaint: str, advice: str
+) -> jax.Array:
+  """Raises, or gives NaN under ``jit``, unless the gradient is small."""
+  most = _most(out.dtype)
+  if _checks.is_concrete(relative) and not relative <= most:
+    raise ValueError(
+      f"{complaint}, got a gradient of relative size {float(relative):.1e}, "
+      f"above {most:.1e}: {advice}"
+    )
+  return jnp.where(relative <= most, out, jnp.nan)
 
 
 # --- the outer one ---
@@ -313,18 +350,25 @@ def _val_loss(x: jax.Array, val: SoftmaxResnetData) -> jax.Array:
   return jax.vmap(softmax_resnet.loss, (None, 0))(x, val).sum()
 
 
+def _checked(result: BilevelResult, relative: jax.Array) -> BilevelResult:
+  w = _where_stationary(
+    result.w,
+    relative.max(),
+    "the inner problem must be solved",
+    "take a larger ridge or a smaller step",
+  )
+  return result._replace(w=w)
+
+
 @jax.jit
 def _hypergradient(
   x: jax.Array, data: _Weighted, val: SoftmaxResnetData
 ) -> tuple[jax.Array, jax.Array]:
   """The derivative, and how large the inner gradient is."""
   _, grads = _losses_and_grads(x, data.examples)
-  pull = data.w @ jnp.linalg.norm(grads, axis=1)
-  pull += data.ridge * jnp.linalg.norm(x)
-  relative = _grad_norm(x, data) / jnp.where(pull > 0, pull, 1)
   hessian = _curvature(x, data).matrix
   u = jnp.linalg.solve(hessian, jax.grad(_val_loss)(x, val))
-  return -grads @ u, relative
+  return -grads @ u, _grad_norms(x, data)[1]
 
 
 @functools.partial(jax.jit, static_argnames="num_steps")
@@ -333,21 +377,21 @@ def _ricl(
   val: SoftmaxResnetData,
   step_size: float | jax.Array,
   num_steps: int,
-) -> BilevelResult:
-  def outer(w: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x = _solve(x, data._replace(w=w))
-    return _val_loss(x, val), x
+) -> tuple[BilevelResult, jax.Array]:
+  """The result, and relative sizes of all inner gradients."""
 
-  def step(
-    carry: tuple[jax.Array, jax.Array], _: None
-  ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    w, x = carry
-    (value, x), grad = jax.value_and_grad(outer, has_aux=True)(w, x)
-    norm = _grad_norm(x, data._replace(w=w))
-    return (jnp.maximum(w - step_size * grad, 0), x), (value, norm)
+  def outer(w: jax.Array, x: jax.Array) -> tuple[jax.Array, Any]:
+    x, row = _solved(x, data._replace(w=w), val)
+    return row[0], (x, row)
 
-  (w, x), (values, norms) = lax.scan(step, _start(data), length=num_steps)
-  return _result(w, x, values, norms, data, val)
+  def step(carry: Any, _: None) -> tuple[Any, Any]:
+    grad, (x, row) = jax.grad(outer, has_aux=True)(*carry)
+    return (jnp.maximum(carry[0] - step_size * grad, 0), x), row
+
+  (w, x), rows = lax.scan(step, _start(data), length=num_steps)
+  _, (x, last) = outer(w, x)
+  values, norms, relative = jax.tree.map(jnp.append, rows, last)
+  return BilevelResult(w, x, values, norms), relative
 
 
 @functools.partial(jax.jit, static_argnames="num_rounds")
@@ -356,46 +400,46 @@ def _laricl(
   val: SoftmaxResnetData,
   weight_ridge: float | jax.Array,
   num_rounds: int,
-) -> BilevelResult:
+) -> tuple[BilevelResult, jax.Array]:
+  """The result, and relative sizes of all inner gradients."""
+  sizes = jnp.array(STEP_SIZES, data.w.dtype)
+
   def residual(x: jax.Array) -> jax.Array:
     each = jax.vmap(lambda a: softmax_resnet.predict(x, a, residual_scale=0.0))
     return (each(val.a) - val.b).reshape(-1)
 
-  def step(
-    carry: tuple[jax.Array, jax.Array], _: None
-  ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    w, x = carry
-    now = data._replace(w=w)
-    x = _solve(x, now)
-    grads = _losses_and_grads(x, data.examples)[1]
-    moves = jnp.linalg.solve(_curvature(x, now).matrix, grads.T)
-    jacobian = -jax.jacfwd(residual)(x) @ moves
-    delta = ridge_solve(jacobian, -residual(x), weight_ridge)
-    values = _val_loss(x, val), _grad_norm(x, now)
-    return (jnp.maximum(w + delta, 0), x), values
+  def solved(w: jax.Array, x: jax.Array) -> tuple[jax.Array, Any]:
+    return _solved(x, data._replace(w=w), val)
 
-  (w, x), (values, norms) = lax.scan(step, _start(data), length=num_rounds)
-  return _result(w, x, values, norms, data, val)
+  def step(carry: Any, _: None) -> tuple[Any, Any]:
+    w, x = carry
+    grads = _losses_and_grads(x, data.examples)[1]
+    hessian = _curvature(x, data._replace(w=w)).matrix
+    jacobian = -jax.jacfwd(residual)(x) @ jnp.linalg.solve(hessian, grads.T)
+    delta = ridge_solve(jacobian, -residual(x), weight_ridge)
+    trials = jnp.maximum(w[None] + sizes[:, None] * delta[None], 0)
+    xs, rows = jax.vmap(solved, (0, None))(trials, x)
+    values, _, relative = rows
+    wrong = relative > _most(relative.dtype)
+    best = best_step(jnp.where(wrong, jnp.inf, values))
+    w, x, row = jax.tree.map(lambda x: x[best], (trials, xs, rows))
+    return (w, x), row
+
+  w, x = _start(data)
+  x, first = solved(w, x)
+  (w, x), rows = lax.scan(step, (w, x), length=num_rounds)
+  values, norms, relative = jax.tree.map(jnp.append, first, rows)
+  return BilevelResult(w, x, values, norms), relative
+
+
+def _solved(
+  x: jax.Array, data: _Weighted, val: SoftmaxResnetData
+) -> tuple[jax.Array, Any]:
+  """The minimizer; its validation loss, and how well it was found."""
+  x = _solve(x, data)
+  return x, (_val_loss(x, val), *_grad_norms(x, data))
 
 
 def _start(data: _Weighted) -> tuple[jax.Array, jax.Array]:
   d = data.examples.const.shape[-1]
   return jnp.ones_like(data.w), jnp.zeros((d,), data.w.dtype)
-
-
-def _result(
-  w: jax.Array,
-  x: jax.Array,
-  values: jax.Array,
-  norms: jax.Array,
-  data: _Weighted,
-  val: SoftmaxResnetData,
-) -> BilevelResult:
-  last = data._replace(w=w)
-  x = _solve(x, last)
-  return BilevelResult(
-    w,
-    x,
-    jnp.append(values, _val_loss(x, val)),
-    jnp.append(norms, _grad_norm(x, last)),
-  )

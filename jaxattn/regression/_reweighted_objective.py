@@ -10,9 +10,14 @@ import optax
 from jax import lax
 
 from jaxattn import _checks
+from jaxattn.numerics import _dtypes
 from jaxattn.numerics.linalg import power_iteration
 
 MODES = ("embedding", "logit", "value")
+# Shares of a step of LARICL, of which the best is taken.
+STEP_SIZES = (1.0, 0.5, 0.25, 0.125, 0.0)
+# What the ridge counts on z = log w, beside z = w - 1.
+_LOGIT_RIDGE = 0.1
 
 
 class Prompt(NamedTuple):
@@ -32,11 +37,32 @@ ApplyFn = Callable[..., Any]
 
 
 def to_z(w: jax.Array, mode: str) -> jax.Array:
+  # In 16 bits neither a step of Adam nor a sum over examples would do.
+  w = w.astype(_dtypes.accumulator(w.dtype))
   return jnp.log(w) if mode == "logit" else w - 1
 
 
-def to_w(z: jax.Array, mode: str) -> jax.Array:
-  return jnp.exp(z) if mode == "logit" else 1 + z
+def to_w(z: jax.Array, mode: str, dtype: Any) -> jax.Array:
+  return (jnp.exp(z) if mode == "logit" else 1 + z).astype(dtype)
+
+
+def predict(
+  apply_fn: ApplyFn,
+  params: Any,
+  prompt: Prompt,
+  query: jax.Array,
+  w: jax.Array,
+  mode: str,
+) -> jax.Array:
+  out = apply_fn(params, prompt, query, w, mode)
+  # (Q, 1) less (Q,) would be (Q, Q), without a word.
+  _checks.check_shape("what apply_fn returns", out, (len(query),), "(Q,)")
+  return out
+
+
+def best_step(values: jax.Array) -> jax.Array:
+  """Which of the trials has the smallest value; NaN is none."""
+  return jnp.where(jnp.isfinite(values), values, jnp.inf).argmin()
 
 
 class Objective(NamedTuple):
@@ -49,23 +75,34 @@ class Objective(NamedTuple):
   val: Prompt
   ridge: Any
 
+  def start(self) -> jax.Array:
+    """Where weights are 1."""
+    return to_z(jnp.ones_like(self.prompt.y), self.mode)
+
+  def weights(self, z: jax.Array) -> jax.Array:
+    return to_w(z, self.mode, self.prompt.y.dtype)
+
+  def z_ridge(self, dtype: Any) -> jax.Array:
+    """What |z|^2 is multiplied by."""
+    share = _LOGIT_RIDGE if self.mode == "logit" else 1.0
+    return share * jnp.asarray(self.ridge, dtype)
+
   def residual(self, z: jax.Array) -> jax.Array:
-    w = to_w(z, self.mode)
-    val = self.val
-    out = self.apply_fn(self.params, self.prompt, val.x, w, self.mode)
-    return out - val.y
+    prompt, query, w = self.prompt, self.val.x, self.weights(z)
+    out = predict(self.apply_fn, self.params, prompt, query, w, self.mode)
+    return out.astype(z.dtype) - self.val.y.astype(z.dtype)
 
   def loss(self, z: jax.Array) -> jax.Array:
     r = self.residual(z)
-    return (r @ r + jnp.asarray(self.ridge, z.dtype) * (z @ z)) / (2 * len(r))
+    return (r @ r + self.z_ridge(z.dtype) * (z @ z)) / (2 * len(r))
 
   def smoothness(self, z: jax.Array) -> jax.Array:
-    """Largest eigenvalue of (J^T J + ridge I) / V."""
+    """Largest eigenvalue of (J^T J + ridge I) / V, the ridge that of z."""
     r, push = jax.linearize(self.residual, z)
     pull = jax.linear_transpose(push, z)
     start = jax.random.normal(jax.random.key(0), z.shape, z.dtype)
     largest, _ = power_iteration(lambda v: pull(push(v))[0], start)
-    return (largest + jnp.asarray(self.ridge, z.dtype)) / len(r)
+    return (largest + self.z_ridge(z.dtype)) / len(r)
 
 
 def descend(
@@ -98,9 +135,13 @@ def check_prompt(name: str, prompt: Prompt, mode: str) -> Prompt:
   _checks.check_shape(f"{name}.y", y, (len(x),), "(m,)")
   for label, values in ((f"{name}.x", x), (f"{name}.y", y)):
     _checks.check_floating(label, values)
-    if _checks.is_concrete(values) and not np.isfinite(values).all():
-      raise ValueError(f"{label} must be finite, got NaN or infinity")
+    check_finite(label, values)
   return Prompt(x, y)
+
+
+def check_finite(name: str, x: jax.Array) -> None:
+  if _checks.is_concrete(x) and not np.isfinite(x).all():
+    raise ValueError(f"{name} must be finite, got NaN or infinity")
 
 
 def check_prompts(
@@ -110,6 +151,10 @@ def check_prompts(
   val = check_prompt("val", val, mode)
   width = prompt.x.shape[1]
   _checks.check_shape("val.x", val.x, (None, width), "(V, d)")
+  (x, y), (x_val, y_val) = prompt, val
+  _checks.check_one_dtype(
+    **{"prompt.x": x, "prompt.y": y, "val.x": x_val, "val.y": y_val}
+  )
   return prompt, val
 
 

@@ -6,16 +6,19 @@ counts :math:`w_i`; w = 1 is the model as it is. On V validation examples
 .. math::
 
   L(w) = \frac{1}{2V} \sum_v \big( F(w; \tilde x_v) - \tilde y_v \big)^2
-    + \frac{\lambda}{2V} \|z\|^2, \qquad z = w - 1 .
+    + \frac{\rho}{2V} \|z\|^2, \qquad z = w - 1, \quad \rho = \lambda .
 
 :func:`ricl` minimizes it over the m weights. :func:`laricl` linearizes F: with
 :math:`J = \partial F / \partial z` and :math:`r = F(1) - \tilde y`,
 
-.. math:: z = -(J^\top J + \lambda I)^{-1} J^\top r .
+.. math:: z = -(J^\top J + \rho I)^{-1} J^\top r .
 
 A model offers one or more modes of weighting. In mode ``"logit"`` weights are
-positive, and z = log w in all of the above. The model is a function
-``apply_fn(params, prompt, query, w, mode)`` that returns (Q,) predictions.
+positive, and in all of the above z = log w and :math:`\rho = \lambda / 10`: to
+leave an example out log w has to go far, w - 1 only to -1. The model is a
+function ``apply_fn(params, prompt, query, w, mode)`` that returns (Q,)
+predictions. Whatever its dtype is, learned weights have the prompt's; 16-bit
+prompts are learned from in 32 bits.
 
 The bilevel form, softmax regression whose examples are weighted, is
 :func:`ricl_bilevel` and its kin.
@@ -55,14 +58,16 @@ from jaxattn.regression._reweighted_objective import (
   MODES as MODES,
 )
 from jaxattn.regression._reweighted_objective import (
+  STEP_SIZES,
   ApplyFn,
   Objective,
+  best_step,
   check_prompt,
   check_prompts,
   check_ridge,
   check_weights,
   descend,
-  to_w,
+  predict,
   to_z,
 )
 from jaxattn.regression._reweighted_objective import Prompt as Prompt
@@ -84,7 +89,6 @@ __all__ = [
 ]
 
 _RATES = {"embedding": 0.05, "logit": 0.1, "value": 0.05}
-_STEP_SIZES = (1.0, 0.5, 0.25, 0.125, 0.0)
 
 
 class ReweightResult(NamedTuple):
@@ -123,8 +127,9 @@ def weighted_predict(
     (Q,).
 
   Raises:
-    ValueError: if shapes do not fit, the prompt is empty or not finite, the
-      mode is unknown, or a weight is not positive in mode ``"logit"``.
+    ValueError: if shapes do not fit, those of predictions included, the prompt
+      is empty or not finite, the mode is unknown, or a weight is not positive
+      in mode ``"logit"``.
 
   Cost:
     One call of the model.
@@ -145,7 +150,7 @@ def weighted_predict(
   prompt = check_prompt("prompt", prompt, mode)
   _checks.check_shape("query", query, (None, prompt.x.shape[1]), "(Q, d)")
   w = check_weights(w, prompt, mode)
-  return apply_fn(params, prompt, query, w, mode)
+  return predict(apply_fn, params, prompt, query, w, mode)
 
 
 def validation_loss(
@@ -161,7 +166,7 @@ def validation_loss(
   r"""The objective of :func:`ricl`.
 
   .. math:: \frac{1}{2V} \sum_v \big( F(w; \tilde x_v) - \tilde y_v \big)^2
-    + \frac{\lambda}{2V} \|z\|^2
+    + \frac{\rho}{2V} \|z\|^2
 
   Args:
     w: (m,).
@@ -169,15 +174,16 @@ def validation_loss(
     params: the model's parameters.
     prompt: m examples.
     val: V examples that can be trusted.
-    ridge: lambda, at least 0: on z = w - 1, or log w in mode ``"logit"``.
+    ridge: lambda, at least 0: rho = lambda on z = w - 1, or lambda / 10 on
+      z = log w in mode ``"logit"``.
     mode: as for :func:`weighted_predict`.
 
   Returns:
     ().
 
   Raises:
-    ValueError: as :func:`weighted_predict`; if ``val`` is empty or ``ridge``
-      is negative.
+    ValueError: as :func:`weighted_predict`; if ``val`` is empty, dtypes of
+      examples differ or ``ridge`` is negative.
 
   Cost:
     One call of the model.
@@ -217,7 +223,7 @@ def ricl(
 
   The model stays as it is. With ``optimizer="gradient_descent"`` the step is
   :math:`1 / \beta`, :math:`\beta` the largest eigenvalue of
-  :math:`(J^\top J + \lambda I) / V` at the start, by power iteration. As long
+  :math:`(J^\top J + \rho I) / V` at the start, by power iteration. As long
   as the objective is :math:`\beta`-smooth, it falls at each of T steps and
   :math:`\min_t \|\nabla L\|^2 \le 2 \beta (L_0 - L_*) / T`; a model that is far
   from linear may need less than that step, as an optimizer of its own.
@@ -231,7 +237,8 @@ def ricl(
     ridge: lambda; positive if V < m.
     mode: as for :func:`weighted_predict`.
     optimizer: of optax; None = Adam, rate 0.05, or 0.1 in mode ``"logit"``; or
-      ``"gradient_descent"``.
+      ``"gradient_descent"``. Keep one of optax too: another, even of the same
+      rate, is compiled again.
     num_steps: steps.
     w0: (m,), the start; None = ones.
 
@@ -287,8 +294,8 @@ def laricl(
 
   One Jacobian and one linear system instead of a hundred gradients,
 
-  .. math:: z = -(J^\top J + \lambda I)^{-1} J^\top r
-    = -J^\top (J J^\top + \lambda I)^{-1} r ,
+  .. math:: z = -(J^\top J + \rho I)^{-1} J^\top r
+    = -J^\top (J J^\top + \rho I)^{-1} r ,
 
   whichever is smaller. Further rounds linearize at the weights found so far and
   lead towards the minimum that :func:`ricl` looks for.
@@ -298,7 +305,8 @@ def laricl(
     params: its parameters.
     prompt: m examples, some of which may be wrong.
     val: V examples that can be trusted.
-    ridge: lambda; positive if V < m.
+    ridge: lambda; positive if V < m. With 0 the Jacobian must have full column
+      rank: from a system that is singular no step is taken.
     mode: as for :func:`weighted_predict`.
     num_rounds: linearizations.
     line_search: take 1, 1/2, 1/4, 1/8 or 0 of each step, whichever has the
@@ -390,9 +398,11 @@ def _ricl(
   if optimizer is None:
     optimizer = optax.adam(_RATES[mode])
   elif isinstance(optimizer, str):
-    optimizer = optax.sgd(1 / call.smoothness(z))
+    # A model that does not see the weights has gradient 0: any step will do.
+    beta = call.smoothness(z)
+    optimizer = optax.sgd(1 / jnp.where(beta > 0, beta, 1))
   z, losses = descend(call.loss, z, optimizer, num_steps)
-  return ReweightResult(to_w(z, mode), losses)
+  return ReweightResult(call.weights(z), losses)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
@@ -408,18 +418,23 @@ def _laricl(
   ridge: float | jax.Array,
 ) -> ReweightResult:
   call = Objective(apply_fn, mode, params, prompt, val, ridge)
-  sizes = jnp.array(_STEP_SIZES if line_search else (1.0,), prompt.y.dtype)
+  z = call.start()
+  sizes = jnp.array(STEP_SIZES if line_search else (1.0,), z.dtype)
+  rho = 0.0 if no_ridge else call.z_ridge(z.dtype)
+
+  def residual(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+    r = call.residual(z)
+    return r, r
 
   def step(z: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-    jacobian = jax.jacrev(call.residual)(z)
-    wanted = jacobian @ z - call.residual(z)
-    full = ridge_solve(jacobian, wanted, 0.0 if no_ridge else ridge) - z
+    jacobian, r = jax.jacrev(residual, has_aux=True)(z)
+    full = ridge_solve(jacobian, jacobian @ z - r, rho) - z
+    full = jnp.where(jnp.isfinite(full).all(), full, 0)
     trials = z[None] + sizes[:, None] * full[None]
     values = jax.vmap(call.loss)(trials)
-    best = jnp.where(jnp.isfinite(values), values, jnp.inf).argmin()
+    best = best_step(values)
     return trials[best], values[best]
 
-  z = jnp.zeros_like(prompt.y)
   first = call.loss(z)
   z, losses = lax.scan(step, z, length=num_rounds)
-  return ReweightResult(to_w(z, mode), jnp.append(first, losses))
+  return ReweightResult(call.weights(z), jnp.append(first, losses))

@@ -53,9 +53,13 @@ def decode_tokens(
     raise ValueError(f"vocab must not be empty, got shape {vocab.shape}")
   *batch, _ = tokens.shape or (0,)
   _checks.check_shape("tokens", tokens, (*batch, vocab.shape[1]), "(..., d)")
-  # |t|^2 is the same for all entries.
-  squares = (vocab**2).sum(1).reshape(*([1] * len(batch)), -1)
-  ids = (squares - 2 * (tokens @ vocab.T)).argmin(-1)
+  # |t|^2 is the same for all entries. About the mean: far from the origin the
+  # squares that are left would be larger than what tells entries apart.
+  center = vocab.mean(0)
+  entries = vocab - center[None]
+  centered = tokens - center.reshape(*([1] * len(batch)), -1)
+  squares = (entries**2).sum(1).reshape(*([1] * len(batch)), -1)
+  ids = (squares - 2 * (centered @ entries.T)).argmin(-1)
   # Of the difference: the expanded square would lose half the digits.
   distances = jnp.linalg.norm(tokens - vocab[ids], axis=-1)
   return ids.astype(jnp.int32), distances

@@ -80,6 +80,17 @@ def test_imbalanced_inputs_lie_on_a_line_and_labels_stay_right():
     assert sizes[1] < 1e-5 * sizes[0]
 
 
+def test_imbalanced_of_inputs_that_lie_on_a_line():
+  x = jnp.linspace(1.0, 4.0, 4)[:, None] * jnp.array([[3.0, 4.0]]) / 5
+  prompt = Prompt(x, 2 * jnp.linspace(1.0, 4.0, 4))
+  got = icl.corrupt_prompt(
+    jax.random.key(0), prompt, kind="imbalanced", num_corrupted=4
+  )
+  # Of all fits the least is along the line.
+  task = 2 * jnp.array([3.0, 4.0]) / 5
+  np.testing.assert_allclose(got.y, got.x @ task, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
   ("prompt", "options", "message"),
   [

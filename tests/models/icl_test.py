@@ -90,6 +90,46 @@ def test_order_of_examples_does_not_matter():
   )
 
 
+@pytest.mark.parametrize("mode", ["embedding", "logit", "value"])
+def test_a_prefix_stands_in_front_of_the_tokens(mode):
+  prompt, query = _inputs()
+  params, w = _params(), jnp.array([0.5, 1.5, 1.0, 0.1, 2.0])
+
+  def predict(prompt, w, tokens=None):
+    prefix = {} if tokens is None else {"prefix": {"tokens": tokens}}
+    return _MODEL.apply({**params, **prefix}, prompt, query, w, mode)
+
+  # That of an example is the example, shown with a weight of 1.
+  extra = Prompt(jnp.array([[0.3, -2.0]]), jnp.array([1.4]))
+  token = jnp.array([[0.3, -2.0, 1.4, 1.0]])
+  vectors = token @ params["params"]["embed"]["kernel"]
+  longer = Prompt(*(jnp.concatenate(z) for z in zip(extra, prompt)))
+  np.testing.assert_allclose(
+    predict(prompt, w, vectors),
+    predict(longer, jnp.append(1.0, w)),
+    rtol=0,
+    atol=1e-12,
+  )
+  np.testing.assert_array_equal(
+    predict(prompt, w, vectors[:0]), predict(prompt, w)
+  )
+  message = "params['prefix']['tokens'] must have shape (*, 8) = (P, width)"
+  with pytest.raises(ValueError, match=re.escape(message)):
+    predict(prompt, w, vectors[:, :7])
+
+
+def test_training_learns_to_regress():
+  # One dimension is enough: the mean label's error is 1, and a fit's 0.
+  _, history = icl.train_icl(
+    jax.random.key(1),
+    dim=1,
+    num_examples=8,
+    num_steps=400,
+    model=icl.ICLRegressor(width=16, num_layers=1),
+  )
+  assert history.losses[-20:].mean() < 0.1
+
+
 def test_training():
   params, history = icl.train_icl(
     jax.random.key(0), dim=2, num_examples=6, num_steps=60, model=_MODEL

@@ -105,7 +105,46 @@ def test_hypergradient_notices_an_unfinished_solve():
   data, val = bilevel._prepare(*args, _RIDGE)
   wrong, _ = bilevel._hypergradient(early, data, val)
   exact = fn(w, right, *args)
-  assert abs(wrong - exact).max() > 1e-3
+  assert abs(wrong - exact).max() > 0.04 * abs(exact).max()
+
+
+def test_an_unfinished_solve_is_noticed_by_both(monkeypatch):
+  args, _ = _instance(seed=3)
+  calls = [
+    functools.partial(fn, ridge=_RIDGE, **{name: 1})
+    for fn, name in (
+      (reweighted_icl.ricl_bilevel, "num_steps"),
+      (reweighted_icl.laricl_bilevel, "num_rounds"),
+    )
+  ]
+  monkeypatch.setattr(bilevel, "_CONFIG", newton.NewtonConfig(max_steps=1))
+  # Compiled programs have the solver's options in them.
+  monkeypatch.setattr(bilevel, "_ricl", _again(bilevel._ricl))
+  monkeypatch.setattr(bilevel, "_laricl", _again(bilevel._laricl))
+  for call in calls:
+    with pytest.raises(ValueError, match="inner problem must be solved, got a"):
+      call(*args)
+    assert jnp.isnan(jax.jit(call)(*args).w).all()
+
+
+def _again(jitted):
+  def run(data, val, number, count):
+    return jitted.__wrapped__(data, val, number, count)
+
+  return run
+
+
+def test_a_perfect_fit_is_no_unfinished_solve():
+  (a, _, a_val, _), planted = _instance()
+  a, a_val = a.astype(jnp.float32), a_val.astype(jnp.float32)
+  b, b_val = (jax.nn.softmax(x @ jnp.float32(planted)) for x in (a, a_val))
+  found = reweighted_icl.ricl_bilevel(
+    a, b, a_val, b_val, ridge=1e-6, num_steps=5
+  )
+  assert found.val_losses.max() < 1e-9
+  x = found.x
+  got = reweighted_icl.hypergradient(found.w, x, a, b, a_val, b_val, ridge=1e-6)
+  assert jnp.isfinite(got).all()
 
 
 def test_implicit_derivative_is_the_hypergradient():
@@ -126,10 +165,10 @@ def test_ricl_switches_planted_examples_off():
   args, planted = _instance()
   found = reweighted_icl.ricl_bilevel(*args, ridge=_RIDGE)
   assert found.val_losses.shape == (151,)
-  assert found.val_losses[-1] < found.val_losses[0] / 100
+  assert found.val_losses[-1] < found.val_losses[0] / 200
   np.testing.assert_array_equal(found.w[:2], 0)
-  assert (found.w[2:] > 1.2).all()
-  assert np.linalg.norm(found.x - planted) < 0.05
+  assert (found.w[2:] > 1.6).all()
+  assert np.linalg.norm(found.x - planted) < 0.03
   # The inner problem was solved each time.
   assert found.grad_norms.max() < 1e-9
 
@@ -146,14 +185,27 @@ def test_laricl_gets_much_of_it_and_rounds_the_rest():
       for num in (1, 6)
     ]
 
-  ridges = jnp.array([1e-4, 1e-3, 1e-2])
+  ridges = jnp.array([1e-4, 1e-3, 1e-2, 1e-1])
   one, six = jax.vmap(after)(ridges)
-  start = one.val_losses[:, :1]
-  assert (one.val_losses[:, 1:] < start / 5).all()
-  assert (six.val_losses[:, -1:] < start / 100).all()
+  start = one.val_losses[:, 0]
+  assert (one.val_losses[:3, 1] < start[:3] / 9).all()
+  assert (six.val_losses[:3, -1] < start[:3] / 200).all()
+  # A ridge as large as that gets there more slowly.
+  assert one.val_losses[3, 1] < 0.7 * start[3]
+  assert six.val_losses[3, -1] < start[3] / 20
   np.testing.assert_array_equal(six.w[2, :2], 0)
-  assert (six.w[2, 2:] > 1.2).all()
+  assert (six.w[2, 2:] > 1.3).all()
   assert six.grad_norms.max() < 1e-9
+
+
+def test_no_round_of_laricl_does_harm():
+  # Here full steps end at twice the loss that the first of them had.
+  args, _ = _instance(seed=2, num_val=4)
+  found = reweighted_icl.laricl_bilevel(
+    *args, ridge=_RIDGE, weight_ridge=1e-4, num_rounds=6
+  )
+  assert (np.diff(found.val_losses) <= 0).all()
+  assert found.val_losses[-1] < found.val_losses[0] / 50
 
 
 def test_linearization_is_the_derivative():
@@ -227,6 +279,24 @@ def test_refused_shapes(index, value, message):
 def test_refused_options(fn, options, message):
   with pytest.raises(ValueError, match=re.escape(message)):
     fn(*_GOOD, **{"ridge": _RIDGE, **options})
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_refused_if_not_finite_or_of_two_dtypes(index):
+  name = ("a", "b", "a_val", "b_val")[index]
+  args = list(_GOOD)
+  args[index] = args[index].at[(1,) * args[index].ndim].set(jnp.nan)
+  for fn in (
+    reweighted_icl.ricl_bilevel,
+    reweighted_icl.laricl_bilevel,
+    functools.partial(reweighted_icl.hypergradient, jnp.ones(6), jnp.zeros(4)),
+  ):
+    with pytest.raises(ValueError, match=f"^{name} must be finite, got NaN"):
+      fn(*args, ridge=_RIDGE)
+  if index == 2:
+    args[2] = _GOOD[2].astype(jnp.float32)
+    with pytest.raises(ValueError, match="one dtype, got a_val of float32 and"):
+      reweighted_icl.ricl_bilevel(*args, ridge=_RIDGE)
 
 
 def test_refused_by_hypergradient():

@@ -34,6 +34,14 @@ def test_distances_keep_their_digits():
   np.testing.assert_allclose(distances, 1e-3 * np.sqrt(3), rtol=1e-5)
 
 
+def test_ids_keep_their_digits():
+  vocab = (1000 + _draw(300, 8)).astype(np.float32)
+  x = vocab + np.float32(0.1) * _draw(300, 8, seed=1).astype(np.float32)
+  exact = np.asarray(x, float)[:, None] - np.asarray(vocab, float)[None]
+  want = np.linalg.norm(exact, axis=-1).argmin(-1)
+  np.testing.assert_array_equal(tokens.decode_tokens(x, vocab)[0], want)
+
+
 def test_match_is_the_best_of_all_orders():
   estimate, truth = _draw(5, 2), _draw(5, 2, seed=1)
 
