@@ -3,13 +3,15 @@
   python -m experiments.softmax_resnet_regression \
     --config=configs/softmax_resnet_regression.py:cpu --workdir=/tmp/resnet
 
-cpu, 2 cores that nothing else uses: two to four minutes. Expect "reproduced":
-exact steps converge quadratically; steps with m rows drawn by leverage contract
+cpu, 2 cores that nothing else uses: two to four minutes. Expect exact steps
+that converge quadratically; steps with m rows drawn by leverage that contract
 by about sqrt(d / m) in the norm of the Hessian, so that the number of steps is
-linear in log(1 / eps); the error of a sampled Hessian follows
-2 sqrt(d / m) + d / m; time of a sampled step grows almost linearly with d, that
-of an exact one almost quadratically. smoke: seconds, decides nothing. full, one
-accelerator, not run yet: n = 4e6, d = 1024, 32 targets at once.
+linear in log(1 / eps); and an error of sampled Hessians of about
+2 sqrt(d / m) + d / m. The verdict then falls on how seconds of a step grow with
+d: almost linearly where it is sampled, almost quadratically where it is exact.
+smoke: seconds, decides nothing. full, one accelerator, not run yet: 32 targets
+at once in float32, n = 4e6 and d = 1024; all else in float64, up to n = 4e6 or
+d = 1024, convergence at n = 1e6 and d = 256.
 """
 
 import ml_collections
@@ -69,6 +71,11 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.digit_weight = 1e-3
   config.digit_steps = 300
 
+  # Several targets over the same features, in float32.
+  config.targets_length, config.targets_dim = 20_000, 32
+  config.num_targets = 32
+  config.targets_rtol = 1e-4
+
   config.accepted = ml_collections.ConfigDict()
   config.accepted.order = (1.6, 2.6)
   config.accepted.factor = (0.5, 2.0)
@@ -94,8 +101,10 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
     config.num_random, config.num_starts = 40, 4
     config.frequencies, config.digit_steps = (2,), 60
     config.residual_scales = (1.0,)
+    config.targets_length, config.targets_dim, config.num_targets = 200, 4, 3
   elif tier == "full":
-    config.length, config.dim = 4_000_000, 1024
+    config.length, config.dim = 1_000_000, 256
+    config.targets_length, config.targets_dim = 4_000_000, 1024
     config.num_seeds = 2
     config.lengths = (100_000, 400_000, 1_000_000, 4_000_000)
     config.dims, config.length_of_dims = (128, 256, 512, 1024), 1_000_000

@@ -3,13 +3,14 @@
   python -m experiments.two_layer_regression \
     --config=configs/two_layer_regression.py:cpu --workdir=/tmp/two_layer
 
-cpu, 2 cores that nothing else uses: one to two minutes. Expect "reproduced":
-with 64 d sampled rows a step takes off about nine tenths of the error, the
-number of steps is linear in log(1 / eps), at most 2.5 a decade, sampling the
-term of the data alone beats sampling the regularizer with it, and the time of a
-step grows like the number of stored entries. smoke: seconds, decides nothing.
-full, one accelerator, not run yet: n = 1e6, d = 512, 1024 units, 64 entries a
-row.
+cpu, 2 cores that nothing else uses: one to two minutes. Expect that with 64 d
+sampled rows a step takes off about nine tenths of the error, that the number of
+steps is linear in log(1 / eps), at most 2.5 a decade, that sampling the term of
+the data alone beats sampling the regularizer with it, and that the time of a
+step grows linearly with n and at most linearly with the entries of a row.
+smoke: seconds, decides nothing. full, one accelerator, not run yet: n = 1e6,
+with d = 512, 1024 units and 64 entries a row where seconds are counted, with
+d = 64 and 256 units elsewhere.
 """
 
 import ml_collections
@@ -39,12 +40,14 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.sampled_steps = 30
   config.decades = (2, 10)
 
-  # Seconds of a step by stored entries: a sparse first layer, one entry a row
-  # of which a share is 0, so that the density is 0.01 for 64 columns.
+  # Seconds of a step by n: a sparse first layer, one entry a row of which a
+  # share is 0, so that the density is 0.01 for 64 columns. Then by entries a
+  # row.
   config.timed_dim, config.timed_units = 64, 32
   config.entries, config.density = 1, 0.01
   config.timed_rows_per_dim = 16
   config.timed_lengths = (30_000, 100_000, 300_000, 1_000_000)
+  config.timed_entries, config.length_of_entries = (1, 2, 4, 8, 16, 32), 30_000
   config.rounds = 3
   config.seconds_per_point = 0.3
 
@@ -73,6 +76,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
     config.decades = (2, 6)
     config.timed_dim, config.density = 8, 0.05
     config.timed_lengths = (100, 200, 400)
+    config.timed_entries, config.length_of_entries = (1, 2, 4), 100
     config.rounds, config.seconds_per_point = 1, 0.0
     config.starts_length, config.num_starts = 100, 4
     config.scatter, config.starts_steps = (0.1, 1.0), 30
@@ -83,6 +87,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
     config.timed_dim, config.timed_units = 512, 1024
     config.entries, config.density = 64, 0.125
     config.timed_lengths = (10_000, 100_000, 300_000, 1_000_000)
+    config.timed_entries, config.length_of_entries = (4, 16, 64), 100_000
     config.rounds = 10
     config.starts_length, config.num_starts = 100_000, 256
   return config

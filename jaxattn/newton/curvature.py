@@ -160,11 +160,17 @@ def design_vecmat(v: jax.Array, a: jax.Array | Design) -> jax.Array:
   _checks.check_shape("v", v, (*jnp.shape(v)[:-1], n), "(..., n)")
   if not isinstance(a, Design):
     return v @ a
-  rows = v.reshape(-1, n)
-  terms = rows[:, :, None] * a.values[None]
-  zeros = jnp.zeros((len(rows), a.dim), terms.dtype)
-  out = zeros.at[:, a.indices].add(terms)
-  return out.reshape(*v.shape[:-1], a.dim)
+  rows = v.reshape(-1, n).T
+
+  def add(out: jax.Array, entries: tuple[jax.Array, ...]) -> Any:
+    columns, values = entries
+    return out.at[columns].add(values[:, None] * rows), None
+
+  # An entry of each row at a time: products with all would be k times A.
+  dtype = jnp.result_type(v, a.values)
+  zeros = jnp.zeros((a.dim, rows.shape[1]), dtype)
+  out, _ = lax.scan(add, zeros, (a.indices.T, a.values.T))
+  return out.T.reshape(*v.shape[:-1], a.dim)
 
 
 def design_rows(a: jax.Array | Design, indices: jax.Array) -> jax.Array:

@@ -29,6 +29,7 @@ def regularizer(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Squared weights (n,), the ridge, and A^T diag(w^2) A + ridge I."""
   _checks.check_nonnegative("w", w)
+  _checks.check_scalar("ridge", ridge)
   _checks.check_nonnegative("ridge", ridge)
   w2 = jnp.asarray(w, dtype) ** 2
   if w2.ndim:

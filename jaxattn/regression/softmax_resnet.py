@@ -115,7 +115,7 @@ def prepare(
   b = jnp.asarray(b)
   _checks.check_shape("b", b, (n,), "(n,)")
   _checks.check_floating("b", b)
-  _checks.check_nonnegative("residual_scale", residual_scale)
+  _check_scale(residual_scale)
   w2, ridge, const = _designs.regularizer(a, w, ridge, n, dtype)
   rho = jnp.asarray(residual_scale, dtype)
   return SoftmaxResnetData(a, b.astype(dtype), w2, const, ridge, rho)
@@ -138,7 +138,8 @@ def predict(
     (n,), summing to 1; with ``residual_scale=0`` the softmax of A x.
 
   Raises:
-    ValueError: if shapes do not fit or ``residual_scale`` is negative.
+    ValueError: if shapes do not fit or ``residual_scale`` is not a number of at
+      least 0.
 
   Cost:
     O(n d).
@@ -153,7 +154,7 @@ def predict(
     >>> print(f)
     [1. 0.]
   """
-  _checks.check_nonnegative("residual_scale", residual_scale)
+  _check_scale(residual_scale)
   return _parts(x, a, residual_scale).f
 
 
@@ -174,7 +175,8 @@ def log_alpha(
     Its sign and the logarithm of its size, as ``jnp.linalg.slogdet``.
 
   Raises:
-    ValueError: if shapes do not fit or ``residual_scale`` is negative.
+    ValueError: if shapes do not fit or ``residual_scale`` is not a number of at
+      least 0.
 
   Cost:
     O(n d).
@@ -189,7 +191,7 @@ def log_alpha(
     >>> float(sign * jnp.exp(log))
     2.0
   """
-  _checks.check_nonnegative("residual_scale", residual_scale)
+  _check_scale(residual_scale)
   parts = _parts(x, a, residual_scale)
   return jnp.sign(parts.total), jnp.log(jnp.abs(parts.total)) + parts.top
 
@@ -285,7 +287,9 @@ def curvature(
     ValueError: if shapes do not fit.
 
   Cost:
-    O(n d): one pass over A for all row-side vectors.
+    O(n d): one pass over A for all row-side vectors. In float32 take the means
+    of the columns off features that have large ones, because the diagonal and
+    the rank-two part cancel in them; without a skip f does not depend on means.
 
   Source:
     derived here; rank two where the source says "low".
@@ -351,14 +355,17 @@ def problem(
   r"""The problem for :func:`jaxattn.newton.minimize`.
 
   Args:
-    alpha_min: alpha must stay above this times n, where it is n at x = 0.
-    positive: ask instead that all entries of f be positive.
+    alpha_min: alpha must stay above this times n, where it is n at x = 0; at
+      most 1, which x = 0 still meets.
+    positive: ask instead that all entries of f be positive. Steps are shortened
+      at that wall and do not slide along it: a fit that meets it stops there,
+      in general not at the least loss of all positive profiles.
 
   Returns:
     A :class:`jaxattn.newton.Problem`; the same call gives the same object.
 
   Raises:
-    ValueError: if ``alpha_min`` is not positive.
+    ValueError: if ``alpha_min`` is not in (0, 1].
 
   Cost:
     O(1).
@@ -372,12 +379,13 @@ def problem(
     True
   """
   _checks.check_positive("alpha_min", alpha_min)
+  _checks.check_range("alpha_min", alpha_min, 0, 1)
   _checks.check_choice("positive", positive, (False, True))
 
   def in_domain(x: jax.Array, data: SoftmaxResnetData) -> jax.Array:
     parts = _parts(x, data.a, data.residual_scale)
     if positive:
-      return (parts.total > 0) & (parts.f > 0).all()
+      return _is_positive(parts.y, data.residual_scale)
     n = len(parts.f)
     return parts.total >= alpha_min * n * jnp.exp(-parts.top)
 
@@ -438,6 +446,11 @@ def fit_softmax_resnet(
   return newton.minimize(problem(), x0, data, config=config, rng=rng)
 
 
+def _check_scale(residual_scale: Any) -> None:
+  _checks.check_scalar("residual_scale", residual_scale)
+  _checks.check_nonnegative("residual_scale", residual_scale)
+
+
 def _parts(
   x: jax.Array, a: jax.Array | newton.Design, residual_scale: Any
 ) -> _Parts:
@@ -448,6 +461,12 @@ def _parts(
   u, v = z + rho * y * e, z + rho * e
   total = u.sum()
   return _Parts(y, u / total, v / total, z / total, total, top)
+
+
+def _is_positive(y: jax.Array, rho: jax.Array) -> jax.Array:
+  """Whether all e^y + rho y are; f itself has entries that round to 0."""
+  # A softmax is positive even where e^y itself rounds to 0.
+  return jnp.where(rho == 0, y > -jnp.inf, jnp.exp(y) + rho * y > 0).all()
 
 
 def _loss(x: jax.Array, data: SoftmaxResnetData, parts: _Parts) -> jax.Array:
@@ -472,5 +491,5 @@ def _structured(
   # Where the weights cancel there is no center to take.
   center = jnp.where(total == 0, 0, shift / jnp.where(total == 0, 1, total))
   return newton.StructuredCurvature(
-    data.a, weight, jnp.stack(low, 1), core, data.const, center
+    data.a, weight, jnp.stack(low, 1), core, data.const, center, shift
   )

@@ -28,6 +28,7 @@ against automatic differentiation.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -35,6 +36,7 @@ import jax.numpy as jnp
 
 from jaxattn import _checks, newton
 from jaxattn.regression import _designs
+from jaxattn.softmax import softmax_jacobian_matvec
 
 __all__ = [
   "TwoLayerData",
@@ -156,10 +158,7 @@ def predict(
     [2. 0.]
   """
   _checks.check_choice("order", order, _ORDERS)
-  y = newton.design_matvec(a1, x)
-  if order == "softmax_relu":
-    return jnp.maximum(a2 @ jax.nn.softmax(y), 0)
-  return jax.nn.softmax(a2 @ jnp.maximum(y, 0))
+  return _output(newton.design_matvec(a1, x), a2, order)
 
 
 def loss(
@@ -233,10 +232,10 @@ def value_and_grad(
   y = newton.design_matvec(a1, x)
   if order == "softmax_relu":
     f, output, residual = _forward(y, data)
-    row = _softmax_vjp(f, residual @ a2)
+    row = softmax_jacobian_matvec(f, residual @ a2)
   else:
     output = _output(y, a2, order)
-    back = _softmax_vjp(output, output - data.b)
+    back = softmax_jacobian_matvec(output, output - data.b)
     row = jnp.where(y > 0, back @ a2, 0)
   grad = newton.design_vecmat(row + data.w2 * y, a1) + data.ridge * x
   return _loss(x, data, y, output), grad
@@ -442,7 +441,9 @@ def fit_two_layer(
   """Fits the unknown of two layers to targets.
 
   Newton's method is local: with several starts, the first of them ``x0`` and
-  the others standard normal, the best end is returned.
+  the others standard normal, the best end is returned. With a sketch they run
+  one after the other, because under ``jax.vmap`` each step would take the time
+  of an exact one.
 
   Args:
     a1: the first layer, (n, d).
@@ -450,17 +451,21 @@ def fit_two_layer(
     b: the targets, (m,).
     w: weight of the regularizer, as in :func:`prepare`.
     ridge: as in :func:`prepare`.
-    x0: (d,), the start; None = 0.
+    x0: (d,), the first start; None = 0, but for ``"relu_softmax"``, whose
+      gradient is 0 there, one more draw.
     order: ``"softmax_relu"`` or ``"relu_softmax"``.
-    num_starts: starts, all at once.
-    config: of the solver.
+    num_starts: starts.
+    config: of the solver. The default differs from that of
+      :class:`jaxattn.newton.NewtonConfig` in ``mu0=1.0``, because starts are
+      badly scaled: one's own should have it too.
     rng: PRNG key, for several starts or a sketch.
 
   Returns:
     A :class:`jaxattn.newton.NewtonResult`.
 
   Raises:
-    ValueError: if shapes, dtypes or options do not fit, or ``rng`` is missing.
+    ValueError: if shapes, dtypes or options do not fit, ``rng`` is missing, or
+      ``x0`` is, for one start with ``order="relu_softmax"``.
 
   Cost:
     O(n d^2 + m n d + d^3) a step and start.
@@ -479,24 +484,54 @@ def fit_two_layer(
     True
   """
   _checks.check_integer("num_starts", num_starts, 1, None)
+  _checks.check_choice("order", order, _ORDERS)
   data = prepare(a1, a2, b, w=w, ridge=ridge)
-  d, dtype = len(data.const), data.b.dtype
-  x0 = _designs.check_start(x0, d, dtype)
+  drawn = x0 is None and order == "relu_softmax"
+  _check_starts(num_starts, rng, drawn=drawn)
+  x0 = _designs.check_start(x0, len(data.const), data.b.dtype)
   solve = functools.partial(
     newton.minimize, problem(order=order), data=data, config=config
   )
   if num_starts == 1:
     return solve(x0, rng=rng)
-  if rng is None:
-    raise ValueError(f"rng is required when num_starts={num_starts}")
+  assert rng is not None
   rng_starts, rng_solve = jax.random.split(rng)
-  others = jax.random.normal(rng_starts, (num_starts - 1, d), dtype)
-  starts = jnp.concatenate([x0[None], others])
+  num_drawn = num_starts if drawn else num_starts - 1
+  starts = jax.random.normal(rng_starts, (num_drawn, len(x0)), x0.dtype)
+  starts = starts if drawn else jnp.concatenate([x0[None], starts])
   rngs = jax.random.split(rng_solve, num_starts)
-  found = jax.vmap(lambda x, r: solve(x, rng=r))(starts, rngs)
+  found = _solve_all(solve, starts, rngs, in_turn=config.sketch is not None)
   # A start that is not finite has no loss.
   best = jnp.argmin(jnp.where(jnp.isfinite(found.loss), found.loss, jnp.inf))
   return jax.tree.map(lambda z: z[best], found)
+
+
+def _check_starts(
+  num_starts: int, rng: jax.Array | None, *, drawn: bool
+) -> None:
+  if num_starts > 1 and rng is None:
+    raise ValueError(f"rng is required when num_starts={num_starts}")
+  if num_starts == 1 and drawn:
+    raise ValueError(
+      "x0 is required for one start with order='relu_softmax': at x = 0 the "
+      "gradient is 0"
+    )
+
+
+def _solve_all(
+  solve: Callable[..., newton.NewtonResult],
+  starts: jax.Array,
+  rngs: jax.Array,
+  *,
+  in_turn: bool,
+) -> newton.NewtonResult:
+  def one(args: tuple[jax.Array, jax.Array]) -> newton.NewtonResult:
+    x, rng = args
+    return solve(x, rng=rng)
+
+  # Of mapped branches, as those of the solver's row counts, all are computed.
+  run = functools.partial(jax.lax.map, one) if in_turn else jax.vmap(one)
+  return run((starts, rngs))
 
 
 def _check_target(sketch_target: str, order: str) -> None:
@@ -531,10 +566,6 @@ def _forward(
   return f, h, jnp.where(o > 0, h - data.b, 0)
 
 
-def _softmax_vjp(f: jax.Array, q: jax.Array) -> jax.Array:
-  return f * (q - f @ q)
-
-
 def _curvature(
   x: jax.Array,
   data: TwoLayerData,
@@ -548,20 +579,19 @@ def _curvature(
   y = newton.design_matvec(data.a1, x)
   if order == "relu_softmax":
     return _relu_softmax(y, data, exact)
-  found = _softmax_relu(y, data, exact)
   if sketch_target == "data":
-    return found
+    return _softmax_relu(y, data, exact)
   # The regularizer has the same rows, and is drawn with the rest.
-  const = found.const - data.const
-  const += data.ridge * jnp.eye(len(const), dtype=const.dtype)
-  return found._replace(weight=found.weight + data.w2, const=const, center=None)
+  const = data.ridge * jnp.eye(len(data.const), dtype=data.const.dtype)
+  found = _softmax_relu(y, data._replace(const=const), exact)
+  return found._replace(weight=found.weight + data.w2, center=None)
 
 
 def _softmax_relu(
   y: jax.Array, data: TwoLayerData, exact: bool
 ) -> newton.StructuredCurvature:
   f, h, t = _forward(y, data)
-  r = _softmax_vjp(f, t @ data.a2) if exact else jnp.zeros_like(f)
+  r = softmax_jacobian_matvec(f, t @ data.a2) if exact else jnp.zeros_like(f)
   rows = jnp.concatenate([jnp.stack([f, r]), data.a2 * f[None]])
   sums = newton.design_vecmat(rows, data.a1)
   mean, shift, products = sums[0], sums[1], sums[2:]
@@ -577,7 +607,7 @@ def _softmax_relu(
     core = whole.at[:2, :2].set(core)
   else:
     const = const + jacobian.T @ jacobian
-  return newton.StructuredCurvature(data.a1, r, low, core, const, mean)
+  return newton.StructuredCurvature(data.a1, r, low, core, const, mean, shift)
 
 
 def _relu_softmax(
@@ -585,7 +615,7 @@ def _relu_softmax(
 ) -> newton.StructuredCurvature:
   f = _output(y, data.a2, "relu_softmax")
   c = f - data.b
-  weight = f**2 + (_softmax_vjp(f, c) if exact else 0)
+  weight = f**2 + (softmax_jacobian_matvec(f, c) if exact else 0)
   active = jnp.where((y > 0)[None], data.a2, 0)
   design = newton.design_vecmat(active, data.a1)
   centered = design - (f @ design)[None]

@@ -125,29 +125,43 @@ def test_features_of_digits():
   assert middle[0] < 0.5 < 1.5 < middle[1]
 
 
-@pytest.mark.parametrize("sketch", [None, "leverage"])
-def test_full_size_is_traced(sketch):
+def test_targets_at_once():
+  config = harness.load_config(f"{_CONFIG}:smoke")
+  config.targets_length, config.targets_dim = 2000, 4
+  found = experiment.targets_point(config)
+  assert all(x.shape == (config.num_targets,) for x in found.values())
+  assert found["off"].dtype == jnp.float32
+  assert (found["reason"] == 1).all()
+  # Noise of 5 %, of 2000 items: about 0.05 sqrt(4 / 2000).
+  assert found["off"].max() < 0.02
+
+
+def test_full_size_of_targets_is_traced():
   config = harness.load_config(f"{_CONFIG}:full")
-  n, d = config.length, config.dim
-  array = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+  rng = jax.eval_shape(lambda: jax.random.key(0))
+  found = jax.eval_shape(functools.partial(experiment.fit_targets, config), rng)
+  assert found["off"].shape == (32,)
+  assert found["off"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", experiment._TIMED)
+def test_full_size_of_steps_is_traced(name):
+  config = harness.load_config(f"{_CONFIG}:full")
+  n, d = config.length_of_dims, max(config.dims)
+  array = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float64)
   data = softmax_resnet.SoftmaxResnetData(
     array((n, d)), array((n,)), array((n,)), array((d, d)), array(()), array(())
   )
-  num_rows = None if sketch is None else config.timed_rows_per_dim * d
-  options = newton.NewtonConfig(sketch=sketch, num_rows=num_rows, rtol=1e-4)
-  rng = jax.eval_shape(lambda: jax.random.key(0))
+  options = experiment.timed_configs(config, d)[name]
 
   def run(x0, data, rng):
-    return newton.minimize(
-      softmax_resnet.problem(), x0, data, config=options, rng=rng
-    )
+    problem = softmax_resnet.problem()
+    state = newton.init(problem, x0, data, config=options)
+    return newton.step(problem, state, data, config=options, rng=rng)
 
-  many = data._replace(b=array((32, n)))
-  axes = jax.tree.map(lambda _: None, data)._replace(b=0)
-  found = jax.eval_shape(
-    jax.vmap(run, in_axes=(None, axes, None)), array((d,)), many, rng
-  )
-  assert found.x.shape == (32, d)
+  rng = jax.eval_shape(lambda: jax.random.key(0))
+  state, _ = jax.eval_shape(run, array((d,)), data, rng)
+  assert state.x.shape == (d,)
 
 
 def test_smoke(tmp_path):

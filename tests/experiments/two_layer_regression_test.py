@@ -52,15 +52,15 @@ def test_groups():
   assert ill.sum() == 212
 
 
-def test_sparse_problem():
+@pytest.mark.parametrize(("entries", "density"), [(1, 0.01), (4, 4 / 64)])
+def test_sparse_problem(entries, density):
   config = harness.load_config(f"{_CONFIG}:cpu")
-  data, x = experiment.sparse_problem(config, 20_000)
+  data, x = experiment.sparse_problem(config, 20_000, entries, density)
   stored = (data.a1.values != 0).sum()
-  # As many entries as slopes are fitted to.
   np.testing.assert_allclose(
-    stored, 20_000 * config.timed_dim * config.density, rtol=0.02
+    stored, 20_000 * config.timed_dim * density, rtol=0.02
   )
-  assert data.a1.values.shape == (20_000, config.entries)
+  assert data.a1.values.shape == (20_000, entries)
   out = two_layer.predict(x, data.a1, data.a2)
   np.testing.assert_allclose(jnp.std(data.b - out), config.noise, rtol=0.4)
 
@@ -70,7 +70,7 @@ def test_full_size_is_traced(name):
   config = harness.load_config(f"{_CONFIG}:full")
   n, d = max(config.timed_lengths), config.timed_dim
   m, k = config.timed_units, config.entries
-  array = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+  array = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float64)
   a1 = newton.Design(array((n, k), dtype=jnp.int32), array((n, k)), d)
   data = two_layer.TwoLayerData(
     a1, array((m, n)), array((m,)), array((n,)), array((d, d)), array(())
@@ -79,15 +79,16 @@ def test_full_size_is_traced(name):
   options = experiment.timed_configs(config)[name]
 
   def run(x0, data, rng):
-    return newton.minimize(
-      two_layer.problem(), x0, data, config=options, rng=rng
-    )
+    problem = two_layer.problem()
+    state = newton.init(problem, x0, data, config=options)
+    return newton.step(problem, state, data, config=options, rng=rng)
 
-  assert jax.eval_shape(run, array((d,)), data, rng).x.shape == (d,)
+  state, _ = jax.eval_shape(run, array((d,)), data, rng)
+  assert state.x.shape == (d,)
 
 
 def test_smoke(tmp_path):
-  verdict = smoke.run_twice("two_layer_regression", tmp_path, num_checks=5)
+  verdict = smoke.run_twice("two_layer_regression", tmp_path, num_checks=6)
   name = "order of convergence, exact steps, w=0.01"
   low, high = verdict.accepted[name]
   assert low <= verdict.measured[name] <= high

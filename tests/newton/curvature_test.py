@@ -212,3 +212,15 @@ def test_conjugate_gradients_stop_where_the_curvature_is_negative():
 def test_refused_arguments(call, message):
   with pytest.raises(ValueError, match=re.escape(message)):
     call()
+
+
+def test_products_with_a_sparse_design_hold_no_copy_of_it_for_each_row():
+  n, k, num = 2000, 20, 16
+  rng = np.random.default_rng(0)
+  indices = jnp.asarray(rng.integers(0, 50, (n, k)))
+  design = newton.Design(indices, jnp.ones((n, k)), 50)
+  v = jnp.ones((num, n))
+  program = jax.jit(newton.design_vecmat).lower(v, design).compile()
+  temporary = program.memory_analysis().temp_size_in_bytes
+  # A copy for each would be 8 * num * n * k.
+  assert temporary < 8 * (6 * num * n + 4 * n * k)
