@@ -1,9 +1,9 @@
 """What do closed forms and Newton's method save in fitting a head of attention?
 
 To a millionth of the first gradient, float64, from one start near a planted
-head: ours against scipy's L-BFGS-B and optimistix' Levenberg-Marquardt with the
-same loss, differentiated by JAX. The Hessian: blocks in closed form against
-``jax.hessian``.
+head: ours against L-BFGS of scipy and of optax and Adam of optax, all with our
+loss and gradient, and Levenberg-Marquardt of optimistix, with the Jacobian of
+JAX. The Hessian: blocks in closed form against ``jax.hessian``.
 """
 
 import functools
@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optimistix  # pyright: ignore[reportMissingImports]
+import optax
 from absl import app
-from scipy import optimize
 
-from benchmarks import _race
+from benchmarks import _race, _solvers
 from jaxattn import newton
 from jaxattn.regression import attention
 
 _RIDGE, _RTOL = 1e-3, 1e-6
+_ADAM_STEP, _ADAM_STEPS = 2e-2, 2000
 _LBFGS_BAR, _LM_BAR, _HESSIAN_BAR = 10.0, 3.0, 50.0
 
 
@@ -43,30 +43,37 @@ def fits(instance: _Instance) -> list[_race.Row]:
   """Until the gradient has fallen to a millionth."""
   data, start = instance
   n, d = data.a1.shape
-  ours = functools.partial(
-    newton.minimize,
-    attention.problem(),
+  problem = attention.problem()
+  scale = 1 / float(attention.loss(start, data))
+  of_scale = {"scale": scale, "tol": _RTOL}
+  solvers = {
+    "ours": _solvers.ours(
+      problem, start, data, newton.NewtonConfig(mu0=0.1, rtol=_RTOL)
+    ),
+    "L-BFGS-B of scipy": _solvers.scipy(
+      "L-BFGS-B", problem, start, data, **of_scale
+    ),
+    "optax.lbfgs": _solvers.optax_lbfgs(problem, start, data, **of_scale),
+    "optax.adam": _adam(problem, start, data),
+    "Levenberg-Marquardt of optimistix": _solvers.optimistix_lm(
+      _residual, problem, start, data, tol=_RTOL
+    ),
+  }
+  bars = {
+    "L-BFGS-B of scipy": _LBFGS_BAR,
+    "optax.lbfgs": _LBFGS_BAR,
+    "Levenberg-Marquardt of optimistix": _LM_BAR,
+  }
+  return _solvers.race(
+    f"n = {n}, d = {d}",
+    solvers,
+    problem,
     start,
     data,
-    config=newton.NewtonConfig(mu0=0.1, rtol=_RTOL),
+    _RTOL,
+    bars=bars,
+    rounds=3,
   )
-  contestants = {
-    "ours": ours,
-    "lbfgs": _lbfgs(instance),
-    "lm": _levenberg_marquardt(instance),
-  }
-  for name, run in contestants.items():
-    _report(name, run(), data)
-  seconds = _race.race(contestants, rounds=3)
-  name = f"n = {n}, d = {d}"
-  return [
-    _race.ratio(
-      f"{name}: L-BFGS-B / Newton", seconds, "ours", "lbfgs", _LBFGS_BAR
-    ),
-    _race.ratio(
-      f"{name}: Levenberg-Marquardt / Newton", seconds, "ours", "lm", _LM_BAR
-    ),
-  ]
 
 
 def hessian(instance: _Instance) -> list[_race.Row]:
@@ -109,54 +116,33 @@ def _loss(v: jax.Array, data: attention.AttentionRegressionData) -> jax.Array:
   return (_residual(v, data) ** 2).sum() / 2
 
 
-def _lbfgs(instance: _Instance) -> Callable[[], Any]:
-  data, start = instance
-  both = jax.jit(jax.value_and_grad(_loss))
-  target = _RTOL * float(jnp.linalg.norm(both(start, data)[1]))
-
-  def value_and_grad(v: np.ndarray) -> tuple[float, np.ndarray]:
-    value, grad = both(v, data)
-    return float(value), np.asarray(grad)
-
-  # Its own test is on the largest entry of the gradient.
-  options = {
-    "gtol": target / np.sqrt(start.size),
-    "ftol": 0.0,
-    "maxiter": 5000,
-    "maxfun": 10000,
-  }
-  return lambda: jnp.asarray(
-    optimize.minimize(
-      value_and_grad,
-      np.asarray(start),
-      jac=True,
-      method="L-BFGS-B",
-      options=options,
-    ).x
-  )
-
-
-def _levenberg_marquardt(instance: _Instance) -> Callable[[], Any]:
-  data, start = instance
-  # Its test is on steps: with these it ends one step or less past the gradient.
-  solver = optimistix.LevenbergMarquardt(rtol=1e-4, atol=1e-4)
+def _adam(
+  problem: newton.Problem,
+  start: jax.Array,
+  data: attention.AttentionRegressionData,
+) -> _solvers.Solver:
+  """Adam of optax, until the gradient is as small or its steps are over."""
+  optimizer = optax.adam(_ADAM_STEP)
 
   @jax.jit
-  def run(start: jax.Array) -> jax.Array:
-    return optimistix.least_squares(
-      _residual, solver, start, args=data, max_steps=200, throw=False
-    ).value
+  def run(start: jax.Array, data: attention.AttentionRegressionData) -> Any:
+    grad = problem.value_and_grad(start, data)[1]
+    goal = _RTOL * jnp.linalg.norm(grad)
 
-  return functools.partial(run, start)
+    def running(carry: Any) -> jax.Array:
+      _, _, grad, num = carry
+      return (jnp.linalg.norm(grad) > goal) & (num < _ADAM_STEPS)
 
+    def body(carry: Any) -> Any:
+      x, state, grad, num = carry
+      update, state = optimizer.update(grad, state)
+      x = x + update
+      return x, state, problem.value_and_grad(x, data)[1], num + 1
 
-def _report(
-  name: str, found: Any, data: attention.AttentionRegressionData
-) -> None:
-  """Prints where each ended: a race to different places is none."""
-  x = found.x if isinstance(found, newton.NewtonResult) else found
-  loss, grad = jax.jit(attention.value_and_grad)(x, data)
-  print(f"{name}: loss {loss:.10g}, gradient {jnp.linalg.norm(grad):.2g}")
+    carry = start, optimizer.init(start), grad, 0
+    return jax.lax.while_loop(running, body, carry)[0]
+
+  return functools.partial(run, start, data)
 
 
 if __name__ == "__main__":

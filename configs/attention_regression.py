@@ -7,7 +7,8 @@ cpu, 2 cores that nothing else uses: about three minutes. Expect "reproduced":
 steps of the sampled method grow linearly in log(1 / epsilon) (R^2 above 0.98),
 those of the joint method are quadratic near a minimum (orders 1.6 to 2.6), and
 a step takes time n^1.7 to n^2.2. smoke: seconds, decides nothing. full, one
-accelerator: n = 16384 and d = 64 by products with the Hessian.
+accelerator, not run yet: n = 16384 and d = 64 by products with the Hessian, all
+of it in float32.
 """
 
 import ml_collections
@@ -46,7 +47,8 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.first_decade, config.decades = 2, 8
   config.near = 0.03
 
-  # Seconds of a step.
+  # Seconds of a step. The slope over all lengths decides, that from one on is
+  # reported.
   config.cost_lengths, config.cost_dim = (256, 512, 1024, 2048, 4096), 8
   config.slope_from = 1024
   config.cost_dims, config.cost_length = (4, 8, 16, 32), 512

@@ -5,6 +5,7 @@ left is a Schur complement. With a sample of the queries a Hessian costs less.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,27 +16,29 @@ from jax.scipy import linalg
 from jaxattn import _checks, newton
 from jaxattn.regression._head_calculus import (
   AttentionRegressionData,
-  Parts,
+  Pulled,
   assemble,
   blocks,
+  blocks_and_rows,
   check_dense,
   gradient,
   join,
   loss,
   loss_of,
-  parts_of,
+  means,
   product,
   shapes,
   split,
-  tangent,
+  take_queries,
   value_and_grad,
-  weights,
 )
 from jaxattn.sketch.rows import row_sample
 
 # Queries drawn for each entry of X, steps that are exact whatever comes, probes
 # of the leverage, and the uniform share of probabilities.
 _QUERIES_PER_ENTRY, _FIRST_EXACT, _PROBES, _UNIFORM = 16, 2, 16, 0.1
+# Reasons of :class:`jaxattn.newton.NewtonState`.
+_RUNNING, _FLAT = -1, 2
 
 
 class Sampled(NamedTuple):
@@ -44,6 +47,13 @@ class Sampled(NamedTuple):
   data: AttentionRegressionData
   prob: jax.Array
   rng: jax.Array
+
+
+class Formed(NamedTuple):
+  """Data of a step whose Hessian is there already."""
+
+  data: AttentionRegressionData
+  matrix: jax.Array
 
 
 # --- with the best Y for each X ---
@@ -61,32 +71,40 @@ def solve_values(z: jax.Array, data: AttentionRegressionData) -> jax.Array:
   return wt.T @ (gain[:, None] * (u.T @ (q.T @ data.b)))
 
 
-def _reduced_parts(x: jax.Array, data: AttentionRegressionData) -> Parts:
+class _Reduced(NamedTuple):
+  """A point X with the best Y for it."""
+
+  x: jax.Array
+  y: jax.Array
+  z: jax.Array  # S A3
+
+
+def _reduced(x: jax.Array, data: AttentionRegressionData) -> _Reduced:
   shape = shapes(data)[0]
   _checks.check_shape("x", x, (shape[0] * shape[1],), "(d1 d2,)")
   matrix = x.reshape(shape)
-  s = weights(matrix, data.a1, data.a2, data.bias)
-  z = s @ data.a3
-  y = solve_values(z, data)
-  return Parts(matrix, y, s, z, z @ y - data.b)
+  z = means(matrix, data)
+  return _Reduced(matrix, solve_values(z, data), z)
 
 
 def reduced_loss(x: jax.Array, data: AttentionRegressionData) -> jax.Array:
-  return loss_of(_reduced_parts(x, data), data)
+  matrix, y, z = _reduced(x, data)
+  return loss_of(z @ y - data.b, matrix, y, data)
 
 
 def reduced_value_and_grad(
   x: jax.Array, data: AttentionRegressionData
 ) -> tuple[jax.Array, jax.Array]:
-  parts = _reduced_parts(x, data)
-  return loss_of(parts, data), gradient(parts, data)[0].reshape(-1)
+  matrix, y, _ = _reduced(x, data)
+  r, grad, _ = gradient(matrix, y, data)
+  return loss_of(r, matrix, y, data), grad.reshape(-1)
 
 
 def _solve_gram(
-  parts: Parts, data: AttentionRegressionData, b: jax.Array
+  z: jax.Array, data: AttentionRegressionData, b: jax.Array
 ) -> jax.Array:
   """(Z^T Z + ridge_y I)^-1 b, of (d3, ...); a pseudoinverse if singular."""
-  gram = parts.z.T @ parts.z
+  gram = z.T @ z
   eye = jnp.eye(len(gram), dtype=gram.dtype)
   values, vectors = jnp.linalg.eigh(gram + data.ridge_y * eye)
   kept = values > jnp.finfo(gram.dtype).eps * len(gram) * values[-1]
@@ -99,11 +117,11 @@ def reduced_dense(
   x: jax.Array, data: AttentionRegressionData, *, schur: bool, exact: bool
 ) -> newton.DenseCurvature:
   check_dense(data)
-  parts = _reduced_parts(x, data)
-  h_xx, h_xy, _ = blocks(parts, data, None, exact=exact)
+  matrix, y, z = _reduced(x, data)
+  h_xx, h_xy, _ = blocks(matrix, y, data, exact=exact)
   if schur:
-    d3, dv = parts.y.shape
-    right = _solve_gram(parts, data, h_xy.T.reshape(d3, dv, -1))
+    d3, dv = y.shape
+    right = _solve_gram(z, data, h_xy.T.reshape(d3, dv, -1))
     h_xx -= h_xy @ right.reshape(d3 * dv, -1)
   return newton.DenseCurvature(h_xx)
 
@@ -113,12 +131,12 @@ def reduced_operator(
 ) -> newton.OperatorCurvature:
   matvec = functools.partial(_reduced_product, schur=schur, exact=exact)
   return newton.OperatorCurvature(
-    jax.tree_util.Partial(matvec, _reduced_parts(x, data), data)
+    jax.tree_util.Partial(matvec, _reduced(x, data), data)
   )
 
 
 def _reduced_product(
-  parts: Parts,
+  at: _Reduced,
   data: AttentionRegressionData,
   v: jax.Array,
   *,
@@ -126,13 +144,13 @@ def _reduced_product(
   exact: bool,
 ) -> jax.Array:
   num = len(v)
-  zeros = jnp.zeros(parts.y.size, v.dtype)
-  along = product(parts, data, jnp.concatenate([v, zeros]), exact=exact)
+  times_hessian = functools.partial(product, at.x, at.y, data, exact=exact)
+  along = times_hessian(join(v, jnp.zeros_like(at.y)))
   if not schur:
     return along[:num]
   # How Y follows X.
-  dy = -_solve_gram(parts, data, along[num:].reshape(parts.y.shape))
-  return product(parts, data, join(v, dy), exact=exact)[:num]
+  dy = -_solve_gram(at.z, data, along[num:].reshape(at.y.shape))
+  return times_hessian(join(v, dy))[:num]
 
 
 # --- with a sample of the queries ---
@@ -145,12 +163,9 @@ def _sampled_problem(num_rows: int) -> newton.Problem:
   def sampled(x: jax.Array, given: Sampled, *, exact: bool) -> Any:
     data, prob, rng = given
     rows, weight = row_sample(rng, prob, num_rows)
-    bias = None if data.bias is None else data.bias[rows]
-    some = data._replace(a1=data.a1[rows], b=data.b[rows], bias=bias)
-    parts = parts_of(*split(x, some), some)
-    return newton.DenseCurvature(
-      assemble(blocks(parts, some, weight, exact=exact))
-    )
+    some = take_queries(data, lambda z: z[rows])
+    found = blocks(*split(x, data), some, weight, exact=exact)
+    return newton.DenseCurvature(assemble(found))
 
   return newton.Problem(
     lambda x, given: loss(x, given.data),
@@ -160,26 +175,34 @@ def _sampled_problem(num_rows: int) -> newton.Problem:
   )
 
 
+# Joint, where somebody else has formed the Hessian.
+_FORMED = newton.Problem(
+  lambda x, given: loss(x, given.data),
+  lambda x, given: value_and_grad(x, given.data),
+  lambda x, given: newton.DenseCurvature(given.matrix),
+  lambda x, given: newton.DenseCurvature(given.matrix),
+)
+
+
 def leverage(
-  rng: jax.Array, x: jax.Array, data: AttentionRegressionData
+  rng: jax.Array,
+  matrix: jax.Array,
+  rows: Pulled,
+  data: AttentionRegressionData,
 ) -> jax.Array:
   r"""Probabilities of queries, by what they add to the Gauss-Newton matrix.
 
-  The trace of :math:`G^{-1/2} J_j^\top J_j G^{-1/2}` is estimated from random
-  directions :math:`u \sim N(0, G^{-1})`, as the mean of :math:`\|J_j u\|^2`.
+  The trace of :math:`H^{-1/2} J_j^\top J_j H^{-1/2}` is estimated from random
+  directions :math:`u \sim N(0, H^{-1})`, as the mean of :math:`\|J_j u\|^2`.
   """
-  parts = parts_of(*split(x, data), data)
-  matrix = assemble(blocks(parts, data, None, exact=False))
-  shift = jnp.finfo(x.dtype).eps ** 0.5 * jnp.trace(matrix) / len(matrix)
-  eye = jnp.eye(len(matrix), dtype=x.dtype)
-  factor = jnp.linalg.cholesky(matrix + shift * eye)
-  draw = jax.random.normal(rng, (len(x), _PROBES), x.dtype)
+  factor = jnp.linalg.cholesky(matrix)
+  draw = jax.random.normal(rng, (len(matrix), _PROBES), matrix.dtype)
   directions = linalg.solve_triangular(factor.T, draw).T
-
-  def change(v: jax.Array) -> jax.Array:
-    return (tangent(parts, data, *split(v, data))[2] ** 2).sum(1)
-
-  score = lax.map(change, directions).sum(0)
+  dx, dy = jax.vmap(lambda v: split(v, data))(directions)
+  # W_j^T Xdot^T a_j + Ydot^T z_j: nothing here is of n1 n2 numbers.
+  change = jnp.einsum("jp,kpa,jai->jki", data.a1, dx, rows.w)
+  change += jnp.einsum("jm,kmi->jki", rows.z, dy)
+  score = (change**2).sum((1, 2))
   total, n = score.sum(), len(score)
   prob = (1 - _UNIFORM) * score / total + _UNIFORM / n
   return jnp.where(jnp.isfinite(total) & (total > 0), prob, 1 / n)
@@ -194,35 +217,88 @@ def minimize_sampled(
 ) -> newton.NewtonResult:
   """Newton steps from fresh samples; an exact one after each bad one."""
   n, shape = len(data.a1), shapes(data)[0]
-  num_rows = min(n, config.num_rows or _QUERIES_PER_ENTRY * shape[0] * shape[1])
+  num_rows = config.num_rows or _QUERIES_PER_ENTRY * shape[0] * shape[1]
   plain = config._replace(sketch=None, num_rows=None, refresh=0)
-
-  def exact(state: Any, prob: jax.Array, key: jax.Array) -> Any:
-    state, info = newton.step(problem, state, data, config=plain)
-    if config.sketch != "uniform":
-      prob = leverage(key, state.x, data)
-    return state, prob, info._replace(num_rows=jnp.array(n, jnp.int32))
-
-  def sampled(state: Any, prob: jax.Array, key: jax.Array) -> Any:
-    given = Sampled(data, prob, key)
-    solved = _sampled_problem(num_rows)
-    state, info = newton.step(solved, state, given, config=plain)
-    info = info._replace(num_rows=jnp.array(num_rows, jnp.int32))
-    return state, prob, info
+  if num_rows >= n:
+    # All of them cost as much as a sample of as many, and say more.
+    return _count_rows(newton.minimize(problem, x0, data, config=plain), n)
+  exact = functools.partial(_exact_step, data, config, plain)
+  sampled = functools.partial(_sampled_step, data, num_rows, plain)
 
   def one(state: newton.NewtonState, prob: jax.Array, bad: jax.Array) -> Any:
     due = bad | (state.num_steps < _FIRST_EXACT)
     if config.refresh:
       due |= state.num_steps % config.refresh == 0
     key = jax.random.fold_in(rng, state.num_steps)
-    state, prob, info = lax.cond(due, exact, sampled, state, prob, key)
-    bad = (info.step_size == 0) | (info.ratio < 0.25)
+    (state, prob, info), flat = lax.cond(due, exact, sampled, state, prob, key)
+    bad = flat | (info.step_size == 0) | (info.ratio < 0.25)
     bad |= jnp.linalg.norm(state.grad) > 0.8 * info.grad_norm
     return (state, prob, bad), info
 
+  prob = jnp.full((n,), 1 / n, x0.dtype)
+  state = newton.init(problem, x0, data, config=plain)
+  return _iterate(one, (state, prob, jnp.zeros((), bool)), config.max_steps)
+
+
+def _count_rows(found: newton.NewtonResult, n: int) -> newton.NewtonResult:
+  """Says in the log that each step had all queries."""
+  steps = jnp.arange(len(found.log.num_rows)) < found.num_steps
+  return found._replace(
+    log=found.log._replace(num_rows=jnp.where(steps, n, -1).astype(jnp.int32))
+  )
+
+
+def _exact_step(
+  data: AttentionRegressionData,
+  config: newton.NewtonConfig,
+  plain: newton.NewtonConfig,
+  state: newton.NewtonState,
+  prob: jax.Array,
+  key: jax.Array,
+) -> Any:
+  """With all queries, whose Hessian says how to draw them from now on."""
+  found, rows = blocks_and_rows(
+    *split(state.x, data), data, exact=config.curvature == "newton"
+  )
+  matrix = assemble(found)
+  state, info = newton.step(_FORMED, state, Formed(data, matrix), config=plain)
+  if config.sketch != "uniform":
+    shifted = matrix + info.shift * jnp.eye(len(matrix), dtype=matrix.dtype)
+    prob = leverage(key, shifted, rows, data)
+  info = info._replace(num_rows=jnp.array(len(data.a1), jnp.int32))
+  return (state, prob, info), jnp.zeros((), bool)
+
+
+def _sampled_step(
+  data: AttentionRegressionData,
+  num_rows: int,
+  plain: newton.NewtonConfig,
+  state: newton.NewtonState,
+  prob: jax.Array,
+  key: jax.Array,
+) -> Any:
+  """With some queries, and whether it promised next to nothing."""
+  new, info = newton.step(
+    _sampled_problem(num_rows), state, Sampled(data, prob, key), config=plain
+  )
+  flat = new.num_flat > 0
+  # Of a sample that says little: an exact step decides whether it is the end.
+  new = new._replace(
+    num_flat=jnp.where(flat, state.num_flat, 0),
+    reason=jnp.where(new.reason == _FLAT, _RUNNING, new.reason),
+  )
+  info = info._replace(num_rows=jnp.array(num_rows, jnp.int32))
+  return (new, prob, info), flat
+
+
+def _iterate(
+  one: Callable[..., Any], start: Any, max_steps: int
+) -> newton.NewtonResult:
+  """Steps and their log, until one says why to end."""
+
   def running(carry: Any) -> jax.Array:
     state = carry[0][0]
-    return (state.reason < 0) & (state.num_steps < config.max_steps)
+    return (state.reason == _RUNNING) & (state.num_steps < max_steps)
 
   def body(carry: Any) -> Any:
     now, log = carry
@@ -230,14 +306,11 @@ def minimize_sampled(
     at = now[0].num_steps
     return new, jax.tree.map(lambda y, z: y.at[at].set(z), log, info)
 
-  prob = jnp.full((n,), 1 / n, x0.dtype)
-  state = newton.init(problem, x0, data, config=plain)
-  start = state, prob, jnp.zeros((), bool)
   log = jax.tree.map(
-    lambda s: jnp.full((config.max_steps,), _unused(s.dtype), s.dtype),
+    lambda s: jnp.full((max_steps,), _unused(s.dtype), s.dtype),
     jax.eval_shape(one, *start)[1],
   )
-  (state, _, _), log = lax.while_loop(running, body, (start, log))
+  (state, *_), log = lax.while_loop(running, body, (start, log))
   return newton.NewtonResult(
     x=state.x,
     loss=state.loss,

@@ -60,6 +60,8 @@ __all__ = [
 
 _METHODS = ("joint", "greedy", "varpro", "sketched")
 _CONFIG = newton.NewtonConfig(max_steps=100, mu0=0.1)
+# Beyond heads of 24 dimensions products with the Hessian, unless told.
+_MOST_DENSE = 2 * 24**2
 
 
 class AttentionFit(NamedTuple):
@@ -123,8 +125,8 @@ def prepare(
     >>> from jaxattn.regression import attention
     >>> a = jnp.eye(3)
     >>> data = attention.prepare(a, a, a, a, is_causal=True)
-    >>> print(data.bias[0])
-    [  0. -inf -inf]
+    >>> print(data.num_keys)
+    [1 2 3]
   """
   a1, a2, a3, b = (jnp.asarray(z) for z in (a1, a2, a3, b))
   for name, z in (("a1", a1), ("a2", a2), ("a3", a3), ("b", b)):
@@ -138,17 +140,17 @@ def prepare(
       f"a2 and a3 must have the same number of rows, got {n2} and {len(a3)}"
     )
   _checks.check_shape("b", b, (n1, None), "(n1, dv)")
-  _checks.check_nonnegative("ridge_x", ridge_x)
-  _checks.check_nonnegative("ridge_y", ridge_y)
-  _checks.check_choice("is_causal", is_causal, (False, True))
+  for name, ridge in (("ridge_x", ridge_x), ("ridge_y", ridge_y)):
+    _checks.check_scalar(name, ridge)
+    _checks.check_nonnegative(name, ridge)
+  _check_causal(is_causal, n1, n2)
   dtype = a1.dtype
-  allowed = _allowed(n1, n2, is_causal, mask)
-  bias = None
-  if allowed is not None:
-    bias = jnp.where(allowed, 0, -jnp.inf).astype(dtype)
+  bias = _bias(n1, n2, is_causal, mask, dtype)
+  # Without a mask nothing of n1 n2 numbers is made.
+  num_keys = _num_keys(n1) if is_causal and mask is None else None
   a2, a3, b = (z.astype(dtype) for z in (a2, a3, b))
-  ridge_x, ridge_y = (jnp.asarray(z, dtype) for z in (ridge_x, ridge_y))
-  return AttentionRegressionData(a1, a2, a3, b, ridge_x, ridge_y, bias)
+  ridges = jnp.asarray(ridge_x, dtype), jnp.asarray(ridge_y, dtype)
+  return AttentionRegressionData(a1, a2, a3, b, *ridges, bias, num_keys)
 
 
 def predict(
@@ -158,6 +160,7 @@ def predict(
   a2: jax.Array,
   a3: jax.Array,
   *,
+  is_causal: bool = False,
   bias: jax.Array | None = None,
 ) -> jax.Array:
   r"""The output :math:`\operatorname{softmax}(A_1 X A_2^\top) A_3 Y`.
@@ -168,6 +171,7 @@ def predict(
     a1: (n1, d1), inputs of queries.
     a2: (n2, d2), inputs of keys.
     a3: (n2, d3), inputs of values.
+    is_causal: whether query i sees keys 0 to i only; needs n1 = n2.
     bias: (n1, n2), added to the logits; ``prepare(...).bias`` of a mask.
 
   Returns:
@@ -177,7 +181,7 @@ def predict(
     ValueError: if shapes do not fit.
 
   Cost:
-    O(n1 n2 (d2 + d3)), and O(n1 n2) memory.
+    O(n1 n2 (d2 + d3)); a block of queries at a time.
 
   Source:
     arXiv 2309.07418.
@@ -193,7 +197,20 @@ def predict(
   """
   _checks.check_shape("x", x, (a1.shape[1], a2.shape[1]), "(d1, d2)")
   _checks.check_shape("y", y, (a3.shape[1], None), "(d3, dv)")
-  return calculus.weights(x, a1, a2, bias) @ a3 @ y
+  n1, n2 = len(a1), len(a2)
+  _check_causal(is_causal, n1, n2)
+  if bias is not None:
+    _checks.check_shape("bias", bias, (n1, n2), "(n1, n2)")
+  num_keys = _num_keys(n1) if is_causal else None
+  # Neither targets nor ridges: what is asked for is of S alone.
+  data = AttentionRegressionData(
+    *(jnp.asarray(a) for a in (a1, a2, a3, a1[:, :0])),
+    ridge_x=jnp.zeros(()),
+    ridge_y=jnp.zeros(()),
+    bias=bias,
+    num_keys=num_keys,
+  )
+  return calculus.means(x, data) @ y
 
 
 def loss(x: jax.Array, data: AttentionRegressionData) -> jax.Array:
@@ -242,7 +259,8 @@ def value_and_grad(
     ValueError: if ``x`` has another size.
 
   Cost:
-    O(n1 n2 (d2 + d3)): four products with an (n1, n2) matrix.
+    O(n1 n2 (d2 + d3)): four products with the (n1, n2) weights, of which a
+    block of queries exists at a time.
 
   Source:
     derived here.
@@ -282,7 +300,7 @@ def hvp(x: jax.Array, v: jax.Array, data: AttentionRegressionData) -> jax.Array:
     ValueError: if a size does not fit.
 
   Cost:
-    O(n1 n2 (d2 + d3)), about two gradients; nothing of size p^2.
+    O(n1 n2 (d2 + d3)), about two gradients; nothing of size p^2 or n1 n2.
 
   Source:
     derived here.
@@ -297,8 +315,7 @@ def hvp(x: jax.Array, v: jax.Array, data: AttentionRegressionData) -> jax.Array:
     [0.5 0.  0.5 0. ]
   """
   _checks.check_shape("v", v, (calculus.size(data),), "(d1 d2 + d3 dv,)")
-  parts = calculus.parts_of(*calculus.split(x, data), data)
-  return calculus.product(parts, data, v, exact=True)
+  return calculus.product(*calculus.split(x, data), data, v, exact=True)
 
 
 def curvature(
@@ -397,7 +414,7 @@ def hessian_blocks(
 
   Cost:
     With all dimensions d, O(n1 n2 d^2 + n1 d^4), all in products of matrices;
-    O(n1 n2 + n1 d^2) memory beside the result.
+    O((n1 + n2) d^2) memory beside the result, and a block of queries.
 
   Source:
     derived here.
@@ -412,7 +429,7 @@ def hessian_blocks(
     [0.5 0.  0.5 0. ]
   """
   _check_unknowns(x, y, data)
-  return calculus.blocks(calculus.parts_of(x, y, data), data, None, exact=True)
+  return calculus.blocks(x, y, data, exact=True)
 
 
 def optimal_values(x: jax.Array, data: AttentionRegressionData) -> jax.Array:
@@ -447,8 +464,7 @@ def optimal_values(x: jax.Array, data: AttentionRegressionData) -> jax.Array:
      [2.]]
   """
   _checks.check_shape("x", x, calculus.shapes(data)[0], "(d1, d2)")
-  z = calculus.weights(x, data.a1, data.a2, data.bias) @ data.a3
-  return methods.solve_values(z, data)
+  return methods.solve_values(calculus.means(x, data), data)
 
 
 @functools.lru_cache(maxsize=64)
@@ -518,7 +534,7 @@ def fit_attention(
   method: str = "joint",
   num_starts: int = 1,
   x0: jax.Array | None = None,
-  config: newton.NewtonConfig = _CONFIG,
+  config: newton.NewtonConfig | None = None,
 ) -> AttentionFit:
   r"""Fits one head of attention, or distils one, from inputs and outputs.
 
@@ -540,11 +556,13 @@ def fit_attention(
       joint, with a Hessian of a sample of queries.
     num_starts: starts, all at once; for ``"sketched"``, one after the other.
     x0: (d1, d2), the first start of X; None = random as the others.
-    config: of the solver. For ``"sketched"``, ``sketch`` says how queries are
-      drawn ("leverage" unless it is "uniform"), ``num_rows`` how many (None =
-      16 d1 d2), and ``refresh`` how often a step is exact; the first two are,
-      and each that follows a bad one. With ``linear_solver="cg"`` no Hessian is
-      formed.
+    config: of the solver; None = 100 steps with ``mu0=0.1``, and with
+      ``linear_solver="cg"``, which forms no Hessian, for more than 1152
+      unknowns (heads of 24 dimensions), unless ``method`` is ``"sketched"``.
+      For ``"sketched"``, ``sketch`` says how queries are drawn ("leverage"
+      unless it is "uniform"), ``num_rows`` how many (None = 16 d1 d2; all,
+      where there are no more), and ``refresh`` how often a step is exact; the
+      first two are, and each that follows a bad one.
 
   Returns:
     An :class:`AttentionFit`.
@@ -552,12 +570,14 @@ def fit_attention(
   Raises:
     ValueError: if shapes, dtypes or options do not fit, as "method must be one
       of 'joint', 'greedy', 'varpro', 'sketched', got 'x'", or "dense Hessian of
-      size 8192 exceeds max_dense = 4096; use linear_solver='cg'".
+      size d1*d2 + d3*dv = 8192 exceeds max_dense = 4096; use
+      linear_solver='cg'".
 
   Cost:
     For each start and step O(n1 n2 d^2 + n1 d^4 + d^6); sketched, with m
     queries, O(n1 n2 d + m n2 d^2 + m d^4 + d^6); ``"cg"``, O(n1 n2 d) for each
-    of its products. O(n1 n2 + n1 d^2 + d^4) memory for each start.
+    of its products. O((n1 + n2) d^2 + d^4) memory for each start, without d^4
+    for ``"cg"``, and blocks of queries: (n1, n2) numbers are in a mask alone.
 
   Source:
     arXiv 2309.07418.
@@ -590,16 +610,10 @@ def fit_attention(
   if x0 is not None:
     x0 = jnp.asarray(x0, data.a1.dtype)
     _checks.check_shape("x0", x0, calculus.shapes(data)[0], "(d1, d2)")
-  if method != "sketched" and config.sketch is not None:
-    raise ValueError(
-      f"sketch must be None with method={method!r}, got {config.sketch!r}; use "
-      "method='sketched'"
-    )
-  if method == "sketched" and config.linear_solver != "cholesky":
-    raise ValueError(
-      f"linear_solver must be 'cholesky' with method='sketched', got "
-      f"{config.linear_solver!r}"
-    )
+  if config is None:
+    large = calculus.size(data) > _MOST_DENSE and method != "sketched"
+    config = _CONFIG._replace(linear_solver="cg" if large else "cholesky")
+  _check_sketch(data, method, config)
   return _fit(rng, x0, data, method, num_starts, config)
 
 
@@ -697,26 +711,32 @@ def to_dot_product_attention(
 # --- shapes ---
 
 
-def _allowed(
-  n1: int, n2: int, is_causal: bool, mask: jax.Array | None
+def _num_keys(n: int) -> jax.Array:
+  """How many keys each query sees, if only those up to its own place."""
+  return jnp.arange(1, n + 1, dtype=jnp.int32)
+
+
+def _check_causal(is_causal: bool, n1: int, n2: int) -> None:
+  _checks.check_choice("is_causal", is_causal, (False, True))
+  if is_causal and n1 != n2:
+    raise ValueError(f"is_causal needs n1 == n2, got {n1} and {n2}")
+
+
+def _bias(
+  n1: int, n2: int, is_causal: bool, mask: jax.Array | None, dtype: jnp.dtype
 ) -> jax.Array | None:
-  """Who may see whom; None = all."""
-  allowed = None
-  if is_causal:
-    if n1 != n2:
-      raise ValueError(f"is_causal needs n1 == n2, got {n1} and {n2}")
-    allowed = jnp.tri(n1, dtype=bool)
+  """Minus infinity for who may not see whom, by the mask; None = no mask."""
   if mask is None:
-    return allowed
+    return None
   mask = jnp.asarray(mask)
   _checks.check_boolean("mask", mask)
   _checks.check_shape("mask", mask, (n1, n2), "(n1, n2)")
-  allowed = mask if allowed is None else allowed & mask
+  allowed = mask & jnp.tri(n1, dtype=bool) if is_causal else mask
   if _checks.is_concrete(allowed):
     empty = ~np.asarray(allowed).any(1)
     if empty.any():
       raise ValueError(f"row {empty.argmax()} of mask has no allowed key")
-  return allowed
+  return jnp.where(allowed, 0, -jnp.inf).astype(dtype)
 
 
 def _check_unknowns(
@@ -725,6 +745,29 @@ def _check_unknowns(
   shape_x, shape_y = calculus.shapes(data)
   _checks.check_shape("x", x, shape_x, "(d1, d2)")
   _checks.check_shape("y", y, shape_y, "(d3, dv)")
+
+
+def _check_sketch(
+  data: AttentionRegressionData, method: str, config: newton.NewtonConfig
+) -> None:
+  """What the solver cannot know: here queries are sampled, not its rows."""
+  if method != "sketched":
+    if config.sketch is not None:
+      raise ValueError(
+        f"sketch must be None with method={method!r}, got {config.sketch!r}; "
+        "use method='sketched'"
+      )
+    return
+  if config.linear_solver != "cholesky":
+    raise ValueError(
+      f"linear_solver must be 'cholesky' with method='sketched', got "
+      f"{config.linear_solver!r}"
+    )
+  _checks.check_choice("sketch", config.sketch, (None, "leverage", "uniform"))
+  if config.num_rows is not None:
+    _checks.check_integer("num_rows", config.num_rows, 1, None)
+  _checks.check_integer("refresh", config.refresh, 0, None)
+  calculus.check_dense(data, "method='joint' with linear_solver='cg'")
 
 
 # --- fits ---
@@ -757,8 +800,14 @@ def _fit(
   if method in ("joint", "sketched"):
     y = calculus.split(best.x, data)[1]
   else:
-    y = optimal_values(x, data)
+    y = _finite_values(x, data)
   return AttentionFit(x, y, best, found.loss, found.grad_norm)
+
+
+def _finite_values(x: jax.Array, data: AttentionRegressionData) -> jax.Array:
+  """The best Y; 0 of data that are not finite, for what is handed back."""
+  y = optimal_values(x, data)
+  return jnp.where(jnp.isfinite(y), y, 0)
 
 
 def _solve(
@@ -771,9 +820,7 @@ def _solve(
 ) -> newton.NewtonResult:
   flat = x0.reshape(-1)
   if method in ("joint", "sketched"):
-    y = optimal_values(x0, data)
-    # Of data that are not finite: the start is handed back, and it should be.
-    flat = calculus.join(flat, jnp.where(jnp.isfinite(y), y, 0))
+    flat = calculus.join(flat, _finite_values(x0, data))
   if method == "sketched":
     return methods.minimize_sampled(rng, problem(), flat, data, config)
   matrix_free = config.linear_solver == "cg"

@@ -68,11 +68,19 @@ _BLOCK_ENTRIES = 1 << 20
 # Singular values below this multiple of rounding do not count.
 _RANK_ROOM = 10.0
 _SUM_ROOM = 1e-3
+# Scores may have been computed in single precision, whatever the type of A.
+_ENTRY_ROOM = 8 * float(jnp.finfo(jnp.float32).eps)
 # Homotopy starts this share of the way from the scores of the start; random
 # starts are drawn within these shares of the way to the wall.
 _FIRST_SHARE, _SPREAD = 0.25, (0.3, 0.9)
 # The first size that a line search of gradient descent tries.
 _STEP_SIZE = 1.0
+# As far as rounding goes. Away from a solution the whole Hessian is indefinite,
+# and ends next to a wall more often.
+_CONFIGS = {
+  "newton": newton.NewtonConfig(rtol=1e-14, curvature="gauss_newton"),
+  "gradient_descent": newton.NewtonConfig(rtol=1e-13),
+}
 
 
 class LeverageInversionData(NamedTuple):
@@ -288,6 +296,7 @@ def prepare(
     _checks.check_shape(name, value, (n,), "(n,)")
     _checks.check_floating(name, value)
   _checks.check_nonnegative("w", w)
+  _checks.check_scalar("ridge", ridge)
   _checks.check_nonnegative("ridge", ridge)
   _checks.check_choice("normalize_sigma", normalize_sigma, (False, True))
   if jnp.ndim(w):
@@ -478,18 +487,18 @@ def gauss_newton(
 
 
 @functools.lru_cache(maxsize=2)
-def problem(*, operator: bool = False) -> newton.Problem:
+def problem(*, matrix_free: bool = False) -> newton.Problem:
   """The problem for :func:`jaxattn.newton.minimize`; its domain is A x > b.
 
   Args:
-    operator: give the Hessian as a function, for large n d^3 and
-      ``linear_solver="cg"``. There is no Gauss-Newton part then.
+    matrix_free: whether curvatures are products with vectors, for large n d^3
+      and ``linear_solver="cg"``, instead of matrices.
 
   Returns:
     A :class:`jaxattn.newton.Problem`; the same call gives the same object.
 
   Raises:
-    ValueError: if ``operator`` is no boolean.
+    ValueError: if ``matrix_free`` is no boolean.
 
   Cost:
     O(1).
@@ -502,21 +511,23 @@ def problem(*, operator: bool = False) -> newton.Problem:
     >>> leverage_inversion.problem() is leverage_inversion.problem()
     True
   """
-  _checks.check_choice("operator", operator, (False, True))
+  _checks.check_choice("matrix_free", matrix_free, (False, True))
 
   def in_domain(x: jax.Array, data: LeverageInversionData) -> jax.Array:
     return (data.a @ x - data.b).min() > 0
 
-  def product(
-    x: jax.Array, data: LeverageInversionData
+  def products(
+    x: jax.Array, data: LeverageInversionData, *, exact: bool
   ) -> newton.OperatorCurvature:
-    return newton.OperatorCurvature(_operator(x, data))
+    build = _operator if exact else _gauss_newton_operator
+    return newton.OperatorCurvature(build(x, data))
 
-  if operator:
-    return newton.Problem(loss, value_and_grad, product, None, in_domain)
-  return newton.Problem(
-    loss, value_and_grad, curvature, gauss_newton, in_domain
-  )
+  exact, positive = curvature, gauss_newton
+  if matrix_free:
+    exact, positive = (
+      functools.partial(products, exact=e) for e in (True, False)
+    )
+  return newton.Problem(loss, value_and_grad, exact, positive, in_domain)
 
 
 def invert_leverage(
@@ -531,7 +542,7 @@ def invert_leverage(
   homotopy: int = 0,
   num_starts: int = 1,
   normalize_sigma: bool = False,
-  config: newton.NewtonConfig = newton.NewtonConfig(rtol=1e-13),
+  config: newton.NewtonConfig | None = None,
   rng: jax.Array | None = None,
 ) -> LeverageInversionResult:
   r"""Recovers the interior point whose rescaled rows have given scores.
@@ -554,9 +565,11 @@ def invert_leverage(
     num_starts: of which the one with the least loss counts: ``x0``, and points
       in random directions from there, 30 to 90 % of the way to the wall.
     normalize_sigma: as in :func:`prepare`.
-    config: of the solver, by default as far as rounding goes.
-      ``curvature="gauss_newton"`` is a Levenberg-Marquardt method,
-      ``linear_solver="cg"`` never forms the Hessian. For gradient descent only
+    config: of the solver; None = ``rtol=1e-14``, as far as rounding goes, and
+      ``curvature="gauss_newton"``: a Levenberg-Marquardt method, quadratic too
+      where scores are met. ``curvature="newton"`` takes the whole Hessian,
+      which away from a solution is indefinite and ends next to a wall more
+      often; ``linear_solver="cg"`` forms neither. For gradient descent only
       ``max_steps``, ``atol`` and ``rtol`` may be set.
     rng: PRNG key; needed for several starts only.
 
@@ -566,7 +579,7 @@ def invert_leverage(
 
   Raises:
     ValueError: as :func:`prepare`; if an option does not fit. Outside
-      transformations also "x0 is not in the interior: min(Ax - b) = -0.3", and
+      transformations also "x0 is not in the interior: min(Ax-b) = -0.3", and
       if there is no interior point, or no ``x0`` and no analytic center.
 
   Cost:
@@ -585,7 +598,8 @@ def invert_leverage(
     >>> print(invert_leverage(a, b, sigma).x.round(3))
     [ 0.1 -0.2]
   """
-  _checks.check_choice("method", method, ("newton", "gradient_descent"))
+  _checks.check_choice("method", method, tuple(_CONFIGS))
+  config = _CONFIGS[method] if config is None else config
   if method == "gradient_descent":
     _check_descent(config)
   _checks.check_integer("homotopy", homotopy, 0, None)
@@ -596,7 +610,7 @@ def invert_leverage(
     raise ValueError("rng must be None with num_starts=1")
   data = prepare(a, b, sigma, w=w, ridge=ridge, normalize_sigma=normalize_sigma)
   if x0 is None:
-    x0 = analytic_center(-data.a, -data.b).x
+    x0 = _center(data)
   else:
     x0, *_ = _checked_point(x0, data.a, data.b, name="x0")
     _check_interior(x0, data)
@@ -636,7 +650,7 @@ def _check_facts(facts: Any, d: int) -> None:
     return
   low, high, total, rank, room = (np.asarray(fact).item() for fact in facts)
   if low < -room or high > 1 + room:
-    which = f"min {low:.3g}" if low < -room else f"max {high:.3g}"
+    which = f"min {low:.9g}" if low < -room else f"max {high:.9g}"
     raise ValueError(f"sigma must lie in [0, 1], got {which}")
   if abs(total - d) > _SUM_ROOM:
     raise ValueError(
@@ -669,7 +683,7 @@ def _collect(
   rank = jnp.where(
     jnp.isfinite(sizes).all(), (sizes > _noise(a) * sizes[0]).sum(), d
   )
-  room = jnp.asarray(8 * jnp.finfo(a.dtype).eps, a.dtype)
+  room = jnp.asarray(_ENTRY_ROOM, a.dtype)
   data = LeverageInversionData(a, b.astype(a.dtype), sigma, w2, const, ridge)
   return data, (sigma.min(), sigma.max(), sigma.sum(), rank, room)
 
@@ -678,8 +692,16 @@ def _check_interior(x0: jax.Array, data: LeverageInversionData) -> None:
   slack = (data.a @ x0 - data.b).min()
   if _checks.is_concrete(slack) and slack <= 0:
     raise ValueError(
-      f"x0 is not in the interior: min(Ax - b) = {float(slack):.3g}"
+      f"x0 is not in the interior: min(Ax-b) = {float(slack):.3g}"
     )
+
+
+def _center(data: LeverageInversionData) -> jax.Array:
+  """The analytic center; what is refused is said of A x > b."""
+  try:
+    return analytic_center(-data.a, -data.b).x
+  except ValueError as error:
+    raise ValueError(str(error).replace("the polytope", "Ax > b")) from error
 
 
 # --- scores and their derivatives ---
@@ -714,6 +736,7 @@ def _orthonormal(rows: jax.Array) -> jax.Array:
   sizes = jnp.diag(factor)
   limit = float(jnp.finfo(rows.dtype).eps) ** -0.5 / _MARGIN
   # Near a wall rows are so large that their squares lose half of the digits.
+  # Under vmap both are computed, and one is chosen.
   tame = sizes.max() < limit * sizes.min()
   return lax.cond(tame, lambda: half(first)[0], slow)
 
@@ -770,6 +793,21 @@ def _operator(x: jax.Array, data: LeverageInversionData) -> Partial:
   weight = 6 * (c * sigma - hadamard_square_matvec(q, c))
   core = q.T @ (c[:, None] * q)
   return Partial(_product, parts, weight, core, data.const)
+
+
+def _gauss_newton_operator(
+  x: jax.Array, data: LeverageInversionData
+) -> Partial:
+  """The same for its positive semidefinite part."""
+  parts = _at(x, data.a, data.b, data.sigma)
+  return Partial(_gauss_newton_product, parts, data.const)
+
+
+def _gauss_newton_product(
+  parts: _Parts, const: jax.Array, v: jax.Array
+) -> jax.Array:
+  row = 4 * _laplacian(parts, _laplacian(parts, parts.rows @ v))
+  return newton.design_vecmat(row, parts.rows) + const @ v
 
 
 def _product(
@@ -857,8 +895,8 @@ def _search(
 def _newton(
   x0: jax.Array, data: LeverageInversionData, config: newton.NewtonConfig
 ) -> newton.NewtonResult:
-  operator = config.linear_solver == "cg"
-  return newton.minimize(problem(operator=operator), x0, data, config=config)
+  solved = problem(matrix_free=config.linear_solver == "cg")
+  return newton.minimize(solved, x0, data, config=config)
 
 
 def _descend(

@@ -11,6 +11,7 @@ from experiments import attention_regression as experiment
 from experiments import harness
 from jaxattn import newton
 from jaxattn.regression import attention
+from tests.experiments import smoke
 
 _CONFIG = "configs/attention_regression.py"
 
@@ -83,16 +84,24 @@ def test_full_size_is_traced():
   assert found.result.log.loss.dtype == jnp.float32
 
 
-def test_smoke(tmp_path):
+def test_both_methods_start_at_one_point_and_only_steps_are_timed():
   config = harness.load_config(f"{_CONFIG}:smoke")
-  verdict = experiment.run(config, tmp_path / "a")
-  assert verdict.verdict == "inconclusive"
-  assert all(map(math.isfinite, verdict.timed.values()))
-  assert len(verdict.accepted) == 4
-  assert all(map(math.isfinite, verdict.measured.values()))
+  train, test = experiment.digits_data(config)
+  data, held_out = attention.prepare(**train), attention.prepare(**test)
+  start = experiment._with_values(experiment._digits_start(config), data)
+  run = experiment._digits_adam(config)
+  end, errors = run(start, data, held_out)
+  alone, none = run(start, data)
+  np.testing.assert_array_equal(alone, end)
+  assert none is None
+  np.testing.assert_allclose(errors[-1], experiment._error(end, held_out))
+  first = experiment._digits_fit(config, train).result.log.loss[0]
+  np.testing.assert_allclose(first, attention.loss(start, data), rtol=1e-6)
+
+
+def test_smoke(tmp_path):
+  verdict = smoke.run_twice(
+    "attention_regression", tmp_path / "a", num_checks=4
+  )
+  config = harness.load_config(f"{_CONFIG}:smoke")
   assert verdict.measured["joint: most steps"] <= config.max_steps
-  assert (tmp_path / "a" / "figure.png").stat().st_size > 10_000
-  # The points are stored: a second call only draws and decides again.
-  again = experiment.run(config, tmp_path / "a")
-  assert again.measured == verdict.measured
-  assert again.timed == verdict.timed

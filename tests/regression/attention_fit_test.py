@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from jaxattn import newton
-from jaxattn.regression import _head_methods, attention
+from jaxattn.regression import _head_calculus, _head_methods, attention
+from tests._jaxpr import array_sizes
 
 _CONFIG = newton.NewtonConfig(mu0=0.1, max_steps=100)
 
@@ -53,16 +54,14 @@ def test_planted_head_is_found_at_a_quadratic_rate():
       found += 1
       orders.append(_order(points))
   assert found >= 3
-  assert 1.6 <= np.median(orders) <= 2.6, orders
-  # Of one run it scatters: three errors, the first of them not yet small.
-  assert all(1.3 <= order <= 2.9 for order in orders), orders
+  assert all(1.6 <= order <= 2.6 for order in orders), orders
 
 
 def _order(points):
   errors = [float(jnp.linalg.norm(x - points[-1])) for x in points[:-1]]
   triples = zip(errors, errors[1:], errors[2:])
-  # Rounding, times a condition of some thousand, is all that is left below.
-  usable = [e for e in triples if e[0] < 1e-1 and e[2] > 1e-11]
+  # Where the second is small the third is rounding, times a condition.
+  usable = [e for e in triples if e[0] < 3e-2 and e[1] > 1e-10 and e[2] > 1e-14]
   e1, e2, e3 = usable[-1]
   return math.log(e3 / e2) / math.log(e2 / e1)
 
@@ -89,8 +88,12 @@ def test_methods_find_the_same_minimum():
   for name, other in others.items():
     gap = abs(other.result.loss - joint.result.loss)
     assert gap <= 1e-10 * joint.result.loss + 1e-12, name
-    np.testing.assert_allclose(other.x, joint.x, atol=1e-4, err_msg=name)
-    np.testing.assert_allclose(other.y, joint.y, atol=1e-4, err_msg=name)
+    np.testing.assert_allclose(
+      other.x, joint.x, rtol=0, atol=1e-4, err_msg=name
+    )
+    np.testing.assert_allclose(
+      other.y, joint.y, rtol=0, atol=1e-4, err_msg=name
+    )
   assert others["varpro"].result.num_steps <= 22
   # In turn: linear, and it takes far more steps.
   greedy, steps = others["greedy"].result, joint.result.num_steps
@@ -106,8 +109,7 @@ def test_causal_fit_and_undetermined_queries():
   a = rng.normal(size=(40, 3))
   a[:, 0] = 1
   x, y = rng.normal(size=(3, 3)) / 2, rng.normal(size=(3, 3))
-  data = attention.prepare(a, a, a, a, is_causal=True)
-  b = attention.predict(x, y, a, a, a, bias=data.bias)
+  b = attention.predict(x, y, a, a, a, is_causal=True)
   fit = attention.fit_attention(
     jax.random.key(0),
     *(a, a, a, b),
@@ -117,9 +119,9 @@ def test_causal_fit_and_undetermined_queries():
     x0=x,
   )
   assert fit.result.reason in (1, 2)
-  np.testing.assert_allclose(fit.x[:, 0], 0, atol=1e-8)
-  got = attention.predict(fit.x, fit.y, a, a, a, bias=data.bias)
-  np.testing.assert_allclose(got, b, atol=0.05)
+  np.testing.assert_allclose(fit.x[:, 0], 0, rtol=0, atol=1e-8)
+  got = attention.predict(fit.x, fit.y, a, a, a, is_causal=True)
+  np.testing.assert_allclose(got, b, rtol=0, atol=0.05)
 
 
 def test_one_dimension_by_brute_force():
@@ -143,7 +145,9 @@ def test_one_dimension_by_brute_force():
   fit = attention.fit_attention(
     jax.random.key(0), a1, a2, a3, b, **ridges, num_starts=16
   )
-  np.testing.assert_allclose(fit.result.loss, least(fine).min(), atol=1e-8)
+  np.testing.assert_allclose(
+    fit.result.loss, least(fine).min(), rtol=0, atol=1e-8
+  )
   assert fit.all_losses.shape == fit.all_grad_norms.shape == (16,)
   np.testing.assert_allclose(fit.result.loss, fit.all_losses.min())
 
@@ -159,8 +163,8 @@ def test_starts_together_are_as_alone():
   losses = [float(a.result.loss) for a in alone]
   np.testing.assert_allclose(together.all_losses, losses, rtol=1e-10)
   best = alone[int(np.argmin(losses))]
-  np.testing.assert_allclose(together.x, best.x, atol=1e-8)
-  np.testing.assert_allclose(together.y, best.y, atol=1e-8)
+  np.testing.assert_allclose(together.x, best.x, rtol=0, atol=1e-8)
+  np.testing.assert_allclose(together.y, best.y, rtol=0, atol=1e-8)
 
 
 @pytest.mark.slow
@@ -178,12 +182,34 @@ def test_share_of_starts_that_find_the_planted_head():
         ridge_x=1e-3,
         ridge_y=1e-3,
         num_starts=32,
-        config=_CONFIG._replace(max_steps=200),
+        config=_CONFIG._replace(max_steps=200, rtol=1e-13),
       )
       hits = int((fit.all_losses < 1.01 * near.loss).sum())
       assert least <= hits <= most, (n, seed, hits)
       if n == 128:
         assert fit.all_grad_norms.max() < 1e-6
+        assert _polished_norms(data, seed, 32).max() < 1e-9
+
+
+def _polished_norms(data, seed, num_starts):
+  """Norms of gradients after two undamped steps from where starts end.
+
+  Damped ones end where rounding hides whether the loss falls, which may be at
+  a gradient of some 1e-7.
+  """
+  rng = jax.random.split(jax.random.key(seed))[0]
+  starts = jax.random.normal(rng, (num_starts, 4, 4)) / 2
+  minimize = functools.partial(newton.minimize, attention.problem())
+
+  @jax.jit
+  @jax.vmap
+  def norm(x):
+    start = _flat(x, attention.optimal_values(x, data))
+    x = minimize(start, data, config=_CONFIG._replace(max_steps=200)).x
+    pure = newton.NewtonConfig(pure=True, max_steps=2, rtol=0.0)
+    return minimize(x, data, config=pure).grad_norm
+
+  return norm(starts)
 
 
 # --- samples of queries ---
@@ -196,8 +222,13 @@ def test_leverage_draws_a_better_hessian():
   minimize = functools.partial(newton.minimize, attention.problem())
   v = minimize(_flat(x, y), data, config=_CONFIG).x
   size = jnp.linalg.norm(data.a1, axis=1) ** 2
+  blocks, rows = _head_calculus.blocks_and_rows(
+    *_head_calculus.split(v, data), data, exact=True
+  )
   probs = {
-    "leverage": _head_methods.leverage(jax.random.key(0), v, data),
+    "leverage": _head_methods.leverage(
+      jax.random.key(0), _head_calculus.assemble(blocks), rows, data
+    ),
     "norm": size / size.sum(),
     "uniform": jnp.full(n, 1 / n),
   }
@@ -244,7 +275,7 @@ def test_sampled_steps_find_the_same_minimum(sketch):
   config = _CONFIG._replace(sketch=sketch, refresh=10)
   got = fit(method="sketched", config=config)
   assert got.result.reason in (1, 2)
-  np.testing.assert_allclose(got.x, want.x, atol=1e-6)
+  np.testing.assert_allclose(got.x, want.x, rtol=0, atol=1e-6)
   rows = np.asarray(got.result.log.num_rows)
   steps = int(got.result.num_steps)
   assert (rows[steps:] == -1).all()
@@ -291,7 +322,7 @@ def test_float32_is_close_to_float64():
   np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["joint", "sketched"])
+@pytest.mark.parametrize("method", ["joint", "greedy", "varpro", "sketched"])
 def test_data_that_are_not_finite(method):
   data, x, _, _ = _planted(20, 2, 0)
   for which in range(4):
@@ -303,6 +334,7 @@ def test_data_that_are_not_finite(method):
     assert fit.result.reason == 4
     assert fit.result.num_steps == 0
     np.testing.assert_array_equal(fit.x, x)
+    assert jnp.isfinite(fit.y).all()
 
 
 def test_no_recompilation_for_new_data():
@@ -342,6 +374,18 @@ _A = np.ones((4, 2))
       {"config": newton.NewtonConfig(sketch="leverage")},
       "sketch must be None with method='joint', got 'leverage'; use",
     ),
+    (
+      {"method": "sketched", "config": newton.NewtonConfig(sketch="rows")},
+      "sketch must be one of None, 'leverage', 'uniform', got 'rows'",
+    ),
+    (
+      {"method": "sketched", "config": newton.NewtonConfig(num_rows=0)},
+      "num_rows must be >= 1, got 0",
+    ),
+    (
+      {"method": "sketched", "config": newton.NewtonConfig(refresh=-1)},
+      "refresh must be >= 0, got -1",
+    ),
   ],
 )
 def test_refused_options(options, message):
@@ -351,9 +395,55 @@ def test_refused_options(options, message):
 
 def test_large_heads_need_products():
   a = np.ones((2, 64))
-  message = (
-    "dense Hessian of size 8192 exceeds max_dense = 4096; use "
-    "linear_solver='cg'"
+  fit = functools.partial(attention.fit_attention, jax.random.key(0), *[a] * 4)
+  size = "dense Hessian of size d1*d2 + d3*dv = 8192 exceeds max_dense = 4096; "
+  with pytest.raises(ValueError, match=re.escape(size + "use linear_solver")):
+    fit(config=newton.NewtonConfig())
+  # Advice that can be followed.
+  advice = re.escape(size + "use method='joint' with linear_solver='cg'")
+  with pytest.raises(ValueError, match=advice):
+    fit(method="sketched")
+
+
+@pytest.mark.parametrize(("d", "dense"), [(24, True), (25, False)])
+def test_large_heads_take_products_unless_told(d, dense):
+  a = jnp.ones((2, d))
+  sizes = array_sizes(
+    lambda: attention.fit_attention(jax.random.key(0), *[a] * 4)
   )
-  with pytest.raises(ValueError, match=re.escape(message)):
-    attention.fit_attention(jax.random.key(0), a, a, a, a)
+  assert (max(sizes) >= (2 * d * d) ** 2) == dense
+
+
+def test_a_sample_of_all_queries_is_all_queries():
+  data, x, _, rng = _planted(60, 2, 0, ridge_x=1e-3, ridge_y=1e-3)
+  fit = functools.partial(
+    attention.fit_attention,
+    jax.random.key(0),
+    *_arrays(data),
+    ridge_x=1e-3,
+    ridge_y=1e-3,
+    x0=x + 0.1 * rng.normal(size=x.shape),
+  )
+  want, got = fit().result, fit(method="sketched").result
+  # 16 d^2 = 64.
+  np.testing.assert_allclose(got.x, want.x, rtol=0, atol=1e-12)
+  rows = np.asarray(got.log.num_rows)
+  assert (rows[: got.num_steps] == 60).all()
+  assert (rows[got.num_steps :] == -1).all()
+
+
+def test_a_sample_does_not_say_that_it_is_the_end():
+  """A flat sampled step is not counted, and the next one is exact."""
+  data, x, y, _ = _planted(80, 2, 0, ridge_x=1e-3, ridge_y=1e-3)
+  best = newton.minimize(
+    attention.problem(), _flat(x, y), data, config=_CONFIG._replace(rtol=0.0)
+  ).x
+  config = _CONFIG._replace(rtol=0.0)
+  state = newton.init(attention.problem(), best, data, config=config)
+  # Exact steps were flat once; a sampled one is, here, in any case.
+  state = state._replace(num_flat=jnp.ones((), jnp.int32))
+  (state, *_), flat = _head_methods._sampled_step(
+    data, 64, config, state, jnp.full(80, 1 / 80), jax.random.key(0)
+  )
+  assert flat
+  assert (state.num_flat, state.reason) == (1, -1)

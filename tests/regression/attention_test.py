@@ -10,7 +10,9 @@ import pytest
 
 from jaxattn import newton
 from jaxattn.attention import softmax_attention
+from jaxattn.regression import _head_calculus as calculus
 from jaxattn.regression import attention
+from tests._jaxpr import array_sizes
 
 
 def _random(sizes=(7, 7, 3, 3, 3, 3), seed=0, **options):
@@ -33,6 +35,8 @@ def _plain_output(x, y, data):
   logits = data.a1 @ x @ data.a2.T
   if data.bias is not None:
     logits = logits + data.bias
+  if data.num_keys is not None:
+    logits = jnp.where(np.tri(len(logits)) > 0, logits, -jnp.inf)
   return jax.nn.softmax(logits) @ data.a3 @ y
 
 
@@ -48,13 +52,17 @@ def _plain_loss(v, data, sizes=(3, 3, 3, 3)):
 _SIZES = {
   "square": (7, 7, 3, 3, 3, 3),
   "cross": (6, 8, 2, 4, 3, 1),
+  # More than one block of queries, and one query that fills none.
+  "blocks": (401, 401, 2, 2, 2, 1),
 }
+_MANY = np.random.default_rng(4).random((401, 401)) < 0.5
 _MASKS = {
   "none": {},
   "causal": {"is_causal": True},
   "mask": {"mask": np.random.default_rng(3).random((7, 7)) < 0.5},
 }
-_CASES = [("square", mask) for mask in _MASKS] + [("cross", "none")]
+_CASES = [("square", mask) for mask in _MASKS]
+_CASES += [("cross", "none"), ("blocks", "none"), ("blocks", "causal")]
 
 
 @pytest.mark.parametrize(("size", "mask"), _CASES)
@@ -77,15 +85,69 @@ def test_derivatives_are_those_of_the_loss(size, mask):
   (want_value, want_grad), hessian = reference(v, data)
   np.testing.assert_allclose(value, want_value, rtol=1e-13)
   np.testing.assert_allclose(attention.loss(v, data), want_value, rtol=1e-13)
-  np.testing.assert_allclose(grad, want_grad, atol=1e-11)
-  np.testing.assert_allclose(products, hessian, atol=1e-11)
+  np.testing.assert_allclose(grad, want_grad, rtol=0, atol=1e-11)
+  np.testing.assert_allclose(products, hessian, rtol=0, atol=1e-11)
   num = x.size
   wants = hessian[:num, :num], hessian[:num, num:], hessian[num:, num:]
   for block, want in zip(blocks, wants, strict=True):
-    np.testing.assert_allclose(block, want, atol=1e-11)
+    np.testing.assert_allclose(block, want, rtol=0, atol=1e-11)
   np.testing.assert_allclose(
-    attention.curvature(v, data).matrix, hessian, atol=1e-11
+    attention.curvature(v, data).matrix, hessian, rtol=0, atol=1e-11
   )
+
+
+def test_rows_of_all_blocks_of_queries():
+  data, x, y = _random(_SIZES["blocks"], mask=_MANY)
+  out = attention.predict(x, y, *data[:3], bias=data.bias)
+  want = _plain_output(x, y, data)
+  np.testing.assert_allclose(out, want, rtol=0, atol=1e-13)
+  w, z = calculus.blocks_and_rows(x, y, data, exact=False)[1]
+  np.testing.assert_allclose(z @ y, want, rtol=0, atol=1e-13)
+  # A row of the Jacobian with respect to X: that of the last query.
+  jacobian = jax.jacobian(lambda x: _plain_output(x, y, data)[-1, 0])(x)
+  np.testing.assert_allclose(
+    np.outer(data.a1[-1], w[-1, :, 0]), jacobian, rtol=0, atol=1e-13
+  )
+  # Weights follow their queries.
+  weight = np.where(np.arange(401) < 390, 0.0, 2.0)
+  got = calculus.blocks(x, y, data, weight, exact=True)
+  few = calculus.take_queries(data, lambda z: z[390:])
+  for block, want in zip(got, attention.hessian_blocks(x, y, few)):
+    np.testing.assert_allclose(block, 2 * want, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_no_array_of_all_pairs_of_tokens(is_causal):
+  n, d = 1000, 2
+  arrays = [jnp.ones((n, d))] * 4
+  options = {"is_causal": is_causal}
+  data = attention.prepare(*arrays, **options)
+  x, v = jnp.ones((d, d)), jnp.ones(2 * d * d)
+  calls = [
+    lambda: attention.prepare(*arrays, **options),
+    lambda: attention.predict(x, x, *arrays[:3], **options),
+    lambda: attention.value_and_grad(v, data),
+    lambda: attention.loss(v, data),
+    lambda: attention.hvp(v, v, data),
+    lambda: attention.hessian_blocks(x, x, data),
+    lambda: attention.gauss_newton(v, data),
+    lambda: attention.optimal_values(x, data),
+  ]
+  for method in ("joint", "varpro", "greedy", "sketched"):
+    for solver in ("cholesky", "cg") if method != "sketched" else ("cholesky",):
+      config = newton.NewtonConfig(linear_solver=solver)
+      calls.append(
+        functools.partial(
+          attention.fit_attention,
+          jax.random.key(0),
+          *arrays,
+          method=method,
+          config=config,
+          **options,
+        )
+      )
+  for call in calls:
+    assert max(array_sizes(call)) <= 1.1 * calculus._BLOCK_ENTRIES < n * n / 5
 
 
 def test_gauss_newton_is_the_square_of_the_jacobian():
@@ -101,10 +163,10 @@ def test_gauss_newton_is_the_square_of_the_jacobian():
   ridges = np.repeat([0.1, 0.2], [num, y.size])
   want = jacobian.T @ jacobian + np.diag(ridges)
   got = attention.gauss_newton(v, data).matrix
-  np.testing.assert_allclose(got, want, atol=1e-12)
+  np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
   operator = attention.problem(matrix_free=True).gauss_newton(v, data)
   got = newton.curvature_dense(operator, dim=len(v))
-  np.testing.assert_allclose(got, want, atol=1e-12)
+  np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
 
 
 def test_tensor_trick():
@@ -142,15 +204,15 @@ def test_prediction_is_dot_product_attention(sizes):
     (jax.nn.dot_product_attention, 2e-6),
   ):
     out = attend(q, k, v, scale=w["scale"])[0, :, 0]
-    np.testing.assert_allclose(out[:, : sizes[-1]], want, atol=tol)
+    np.testing.assert_allclose(out[:, : sizes[-1]], want, rtol=0, atol=tol)
     assert not out[:, sizes[-1] :].any()
 
 
 def test_factors_of_queries_and_keys():
   _, x, _ = _random((6, 8, 3, 5, 3, 1))
   q, k = attention.factor_qk(x)
-  np.testing.assert_allclose(q @ k.T, x, atol=1e-14)
-  np.testing.assert_allclose(q.T @ q, k.T @ k, atol=1e-14)
+  np.testing.assert_allclose(q @ k.T, x, rtol=0, atol=1e-14)
+  np.testing.assert_allclose(q.T @ q, k.T @ k, rtol=0, atol=1e-14)
   q, k = attention.factor_qk(x, 2)
   assert (q.shape, k.shape) == ((3, 2), (5, 2))
   least = np.linalg.svd(x, compute_uv=False)[2]
@@ -158,13 +220,15 @@ def test_factors_of_queries_and_keys():
 
 
 def test_masked_predictions_ignore_hidden_keys():
-  data, x, y = _random(is_causal=True)
+  data, x, y = _random(mask=np.tri(7) > 0)
   a1, a2, a3 = (np.asarray(a) for a in data[:3])
-  out = attention.predict(x, y, a1, a2, a3, bias=data.bias)
+  out = attention.predict(x, y, a1, a2, a3, is_causal=True)
+  again = attention.predict(x, y, a1, a2, a3, bias=data.bias)
+  np.testing.assert_allclose(again, out, rtol=0, atol=1e-15)
   for j in range(7):
     weights = np.exp(a1[j] @ x @ a2[: j + 1].T)
     row = weights @ a3[: j + 1] @ y / weights.sum()
-    np.testing.assert_allclose(out[j], row, atol=1e-14)
+    np.testing.assert_allclose(out[j], row, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("ridge", [0.0, 0.3])
@@ -175,7 +239,7 @@ def test_optimal_values(ridge):
   rows = np.concatenate([weights @ data.a3, np.sqrt(ridge) * np.eye(3)])
   targets = np.concatenate([data.b, np.zeros((3, 2))])
   want = np.linalg.lstsq(rows, targets)[0]
-  np.testing.assert_allclose(y, want, atol=1e-12)
+  np.testing.assert_allclose(y, want, rtol=0, atol=1e-12)
   grad = attention.value_and_grad(_flat(x, y), data)[1]
   assert jnp.abs(grad[x.size :]).max() <= 1e-12
   assert jnp.abs(grad[: x.size]).max() > 1e-3
@@ -189,7 +253,7 @@ def test_zero_is_where_all_queries_see_the_same():
   np.testing.assert_allclose(out, jnp.broadcast_to(mean[None], out.shape))
   blocks = jax.jit(attention.hessian_blocks)(x, y, data)
   hessian = jax.jit(jax.hessian(_plain_loss))(_flat(x, y), data)
-  np.testing.assert_allclose(blocks[0], hessian[:9, :9], atol=1e-12)
+  np.testing.assert_allclose(blocks[0], hessian[:9, :9], rtol=0, atol=1e-12)
   # A saddle, and no minimum of X, for generic data.
   assert np.linalg.eigvalsh(blocks[0])[0] < -1e-3
   # The values of least norm among many.
@@ -197,7 +261,7 @@ def test_zero_is_where_all_queries_see_the_same():
   want = (
     jnp.outer(data.a3.mean(0), data.b.mean(0)) / (data.a3.mean(0) ** 2).sum()
   )
-  np.testing.assert_allclose(y, want, atol=1e-12)
+  np.testing.assert_allclose(y, want, rtol=0, atol=1e-12)
 
 
 def test_reduced_derivatives():
@@ -223,21 +287,21 @@ def test_reduced_derivatives():
     "varpro": h_xx - h_xy @ jnp.linalg.solve(h_yy, h_xy.T),
     "greedy": h_xx,
   }
-  np.testing.assert_allclose(wants["varpro"], hessian, atol=1e-9)
+  np.testing.assert_allclose(wants["varpro"], hessian, rtol=0, atol=1e-9)
   for method, want in wants.items():
     problem = attention.problem(method=method)
     got = problem.value_and_grad(v, data)
     np.testing.assert_allclose(got[0], value, rtol=1e-12)
     np.testing.assert_allclose(problem.loss(v, data), value, rtol=1e-12)
-    np.testing.assert_allclose(got[1], grad, atol=1e-11)
+    np.testing.assert_allclose(got[1], grad, rtol=0, atol=1e-11)
     matrix = problem.curvature(v, data).matrix
-    np.testing.assert_allclose(matrix, want, atol=1e-10)
+    np.testing.assert_allclose(matrix, want, rtol=0, atol=1e-10)
     free = attention.problem(method=method, matrix_free=True)
     for name in ("curvature", "gauss_newton"):
       dense = getattr(problem, name)(v, data).matrix
       operator = getattr(free, name)(v, data)
       got = newton.curvature_dense(operator, dim=9)
-      np.testing.assert_allclose(got, dense, atol=1e-11)
+      np.testing.assert_allclose(got, dense, rtol=0, atol=1e-11)
   least = np.linalg.eigvalsh(problem.gauss_newton(v, data).matrix)[0]
   assert least > 0
 
@@ -251,7 +315,7 @@ def test_keys_with_a_constant_leave_queries_undetermined():
   b = attention.predict(x, y, a1, a2, a3)
   moved = x + np.outer(rng.normal(size=d), [1, 0, 0])
   np.testing.assert_allclose(
-    attention.predict(moved, y, a1, a2, a3), b, atol=1e-12
+    attention.predict(moved, y, a1, a2, a3), b, rtol=0, atol=1e-12
   )
   data = attention.prepare(a1, a2, a3, b)
   sizes = np.linalg.eigvalsh(attention.hessian_blocks(x, y, data)[0])
@@ -280,6 +344,7 @@ _A = np.ones((4, 2))
     ({"b": np.ones((4, 0))}, "b must not be empty, got shape (4, 0)"),
     ({"ridge_x": -0.1}, "ridge_x must be non-negative, got -0.1"),
     ({"ridge_y": -0.1}, "ridge_y must be non-negative, got -0.1"),
+    ({"ridge_x": np.ones(3)}, "ridge_x must be a real scalar"),
     (
       {"a1": np.ones((3, 2)), "b": np.ones((3, 2)), "is_causal": True},
       "is_causal needs n1 == n2, got 3 and 4",
@@ -306,7 +371,7 @@ def test_refused_data(change, message):
 
 
 def test_refused_unknowns():
-  data = attention.prepare(_A, _A, _A, _A)
+  data, x = attention.prepare(_A, _A, _A, _A), jnp.zeros((2, 2))
   with pytest.raises(ValueError, match=re.escape("x must have shape (8,)")):
     attention.loss(jnp.zeros(7), data)
   with pytest.raises(ValueError, match=re.escape("v must have shape (8,)")):
@@ -317,6 +382,12 @@ def test_refused_unknowns():
     attention.optimal_values(jnp.zeros(4), data)
   with pytest.raises(ValueError, match=re.escape("y must have shape (2, *)")):
     attention.predict(jnp.zeros((2, 2)), jnp.zeros((3, 2)), _A, _A, _A)
+  with pytest.raises(ValueError, match="is_causal needs n1 == n2, got 2 and 4"):
+    attention.predict(x, x, _A[:2], _A, _A, is_causal=True)
+  with pytest.raises(
+    ValueError, match=re.escape("bias must have shape (4, 4)")
+  ):
+    attention.predict(x, x, _A, _A, _A, bias=np.zeros((4, 3)))
   with pytest.raises(ValueError, match=re.escape("rank must be in [1, 2]")):
     attention.factor_qk(jnp.zeros((2, 3)), 3)
   with pytest.raises(ValueError, match="x must have 2 dimensions"):
@@ -333,7 +404,7 @@ def test_refused_problems():
     attention.problem(matrix_free="cg")
   data = jax.eval_shape(attention.prepare, *[jnp.ones((64, 64))] * 4)
   message = (
-    "dense Hessian of size 8192 exceeds max_dense = 4096; use "
+    "dense Hessian of size d1*d2 + d3*dv = 8192 exceeds max_dense = 4096; use "
     "linear_solver='cg'"
   )
   for method in ("joint", "varpro"):

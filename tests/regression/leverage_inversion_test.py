@@ -22,8 +22,9 @@ from jaxattn.regression.leverage_inversion import (
 from jaxattn.sketch.leverage import leverage_scores
 from tests._recompile import no_recompilation, quick_jit
 
-# A target at 97 % that is lost from one start.
+# A target at 97 % that is lost from one start, with the whole Hessian.
 _LOST = 103
+_WHOLE = newton.NewtonConfig(rtol=1e-13)
 
 
 def _instance(n=60, d=5, seed=0, share=0.7):
@@ -159,15 +160,19 @@ def test_rows_in_blocks_are_all_rows(entries):
 
 def test_the_laplacian():
   data, x = _random(40, 4)
-  p, laplacian, rows = _matrices(x, data)
-  assert np.linalg.eigvalsh(laplacian)[0] > -1e-14
-  np.testing.assert_allclose(laplacian.sum(1), 0, atol=1e-14)
-  np.testing.assert_allclose(
-    (p**2).sum(1), leverage(x, data.a, data.b), rtol=0, atol=1e-14
+  _, want, rows = _matrices(x, data)
+  parts = leverage_inversion._at(x, data.a, data.b, data.sigma)
+  got = jax.vmap(functools.partial(leverage_inversion._laplacian, parts))(
+    jnp.eye(40)
   )
-  np.testing.assert_allclose(
-    leverage_jacobian(x, data.a, data.b), -2 * laplacian @ rows, atol=1e-13
+  close = functools.partial(np.testing.assert_allclose, rtol=0)
+  close(got, want, atol=1e-14)
+  assert np.linalg.eigvalsh(got)[0] > -1e-14
+  close(
+    leverage_inversion._laplacian(parts, jnp.ones(40)), np.zeros(40), atol=1e-14
   )
+  jacobian = leverage_jacobian(x, data.a, data.b)
+  close(jacobian, -2 * want @ rows, atol=1e-13)
 
 
 def test_at_a_solution_the_hessian_is_the_gauss_newton_part():
@@ -197,9 +202,9 @@ def test_scores_do_not_see_the_scale():
   r = np.random.default_rng(0)
   a, b, x = abs(r.normal(size=(12, 5))), np.zeros(12), 1 + r.uniform(size=5)
   sigma = leverage(x, a, b)
-  np.testing.assert_allclose(leverage(7 * x, a, b), sigma, atol=1e-13)
+  np.testing.assert_allclose(leverage(7 * x, a, b), sigma, rtol=0, atol=1e-13)
   jacobian = leverage_jacobian(x, a, b)
-  np.testing.assert_allclose(jacobian @ x, 0, atol=1e-14)
+  np.testing.assert_allclose(jacobian @ x, 0, rtol=0, atol=1e-14)
   found = invert_leverage(a, b, sigma, x0=np.ones(5))
   assert found.rank == 4
   assert found.singular_values[-1] < 1e-13
@@ -248,7 +253,7 @@ def test_exact_recovery(seed):
   assert found.loss < 1e-28
 
 
-def _errors(shares, seeds, num_starts=1):
+def _errors(shares, seeds, num_starts=1, config=None):
   """(shares, seeds) distances, all searches at once."""
   cases = [
     [_instance(seed=100 + seed, share=share) for seed in seeds]
@@ -262,7 +267,8 @@ def _errors(shares, seeds, num_starts=1):
 
   def one(a, b, x, rng):
     options = {"num_starts": num_starts, "rng": rng} if num_starts > 1 else {}
-    found = invert_leverage(a, b, leverage(x, a, b), **options)
+    sigma = leverage(x, a, b)
+    found = invert_leverage(a, b, sigma, config=config, **options)
     return jnp.linalg.norm(found.x - x)
 
   return jax.jit(jax.vmap(jax.vmap(one)))(a, b, x, rngs)
@@ -270,23 +276,39 @@ def _errors(shares, seeds, num_starts=1):
 
 @pytest.mark.slow
 def test_recovery_near_the_wall():
-  """The specification's run recovered 30, 25 and 23 of 30 from one start."""
+  """With the whole Hessian the specification's run had 30, 25 and 23 of 30."""
   shares, seeds = (0.7, 0.9, 0.97), range(30)
   single = (_errors(shares, seeds) < 1e-8).sum(1)
-  assert single[0] >= 28
-  assert single[2] < 28
-  several = (_errors(shares[2:], seeds, num_starts=16) < 1e-8).sum(1)
-  assert several[0] >= 28
+  assert (single >= 28).all()
+  whole = (_errors(shares, seeds, config=_WHOLE) < 1e-8).sum(1)
+  assert whole[0] >= 28
+  assert whole[1] >= 25
+  assert whole[2] < 28
+  several = _errors(shares[2:], seeds, num_starts=16, config=_WHOLE) < 1e-8
+  assert several.sum() >= 28
 
 
 def test_several_starts_help():
   a, b, x = _instance(seed=_LOST, share=0.97)
-  sigma = leverage(x, a, b)
-  alone = invert_leverage(a, b, sigma)
+  invert = functools.partial(
+    invert_leverage, a, b, leverage(x, a, b), config=_WHOLE
+  )
+  alone = invert()
   assert np.linalg.norm(alone.x - x) > 1e-2
-  found = invert_leverage(a, b, sigma, num_starts=16, rng=jax.random.key(0))
+  found = invert(num_starts=16, rng=jax.random.key(0))
   np.testing.assert_allclose(found.x, x, rtol=0, atol=1e-10)
   assert found.loss < alone.loss
+
+
+def test_the_whole_hessian_leads_astray():
+  """Why it is not the default: from the center, 60 rows and 20 columns."""
+  a, b, x = _instance(60, 20)
+  sigma = leverage(x, a, b)
+  lost = invert_leverage(a, b, sigma, config=_WHOLE)
+  assert np.linalg.norm(lost.x - x) > 1e-2
+  assert lost.loss > 1e-2
+  found = invert_leverage(a, b, sigma)
+  np.testing.assert_allclose(found.x, x, rtol=0, atol=1e-12)
 
 
 def test_pure_newton_is_quadratic():
@@ -334,8 +356,12 @@ def test_gradient_descent_is_linear():
 @pytest.mark.parametrize(
   ("method", "config"),
   [
-    ("newton", newton.NewtonConfig(curvature="gauss_newton")),
+    ("newton", _WHOLE),
     ("newton", newton.NewtonConfig(linear_solver="cg")),
+    (
+      "newton",
+      newton.NewtonConfig(linear_solver="cg", curvature="gauss_newton"),
+    ),
     ("gradient_descent", newton.NewtonConfig(max_steps=1500)),
   ],
 )
@@ -358,8 +384,9 @@ def test_homotopy():
   assert found.num_steps > used.sum()
 
 
-def _noise_error(level, n, d, seed=0):
-  a, b, x = _instance(n, d, seed)
+def _noise_error(level, seed):
+  n = 1000
+  a, b, x = _instance(n, 20, seed)
   z = np.random.default_rng(seed + 7).normal(size=n)
   sigma = leverage(x, a, b) * (1 + level * z)
   found = invert_leverage(a, b, sigma, normalize_sigma=True)
@@ -368,18 +395,22 @@ def _noise_error(level, n, d, seed=0):
 
 def test_error_is_proportional_to_noise():
   levels = (1e-6, 1e-4, 1e-2)
-  errors = [_noise_error(level, 60, 5) for level in levels]
-  slope = np.polyfit(np.log(levels), np.log(errors), 1)[0]
-  assert 0.9 <= slope <= 1.1
+  errors = [
+    [_noise_error(level, seed) for seed in range(3)] for level in levels
+  ]
+  for path in np.log(errors).T:
+    assert 0.9 <= np.polyfit(np.log(levels), path, 1)[0] <= 1.1
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_no_step_leaves_the_polytope(seed):
   a, b, x = _instance(seed=seed)
   data = leverage_inversion.prepare(a, b, leverage(x, a, b))
-  path = _path(_center(a, b), data, newton.NewtonConfig())
-  assert len(path) > 5
-  assert (path @ a.T - b).min() > 0
+  for curvature in ("newton", "gauss_newton"):
+    config = newton.NewtonConfig(curvature=curvature)
+    path = _path(_center(a, b), data, config)
+    assert len(path) > 3
+    assert (path @ a.T - b).min() > 0
 
 
 def test_others_leave_the_polytope():
@@ -497,10 +528,11 @@ _TOO_LARGE = np.where(np.arange(60) == 0, 1.5, 3.5 / 59)
       "sigma must sum to d = 5 within 0.001, got 3.2",
     ),
     ({"x0": np.zeros(4)}, "x0 must have shape (5,) = (d,), got (4,)"),
-    ({"x0": np.full(5, 100.0)}, "x0 is not in the interior: min(Ax - b) = -"),
+    ({"x0": np.full(5, 100.0)}, "x0 is not in the interior: min(Ax-b) = -"),
     ({"w": -1.0}, "w must be non-negative, got -1.0"),
     ({"w": np.ones(3)}, "w must have shape (60,) = (n,), got (3,)"),
     ({"ridge": -1.0}, "ridge must be non-negative, got -1.0"),
+    ({"ridge": np.ones(5)}, "ridge must be a real scalar, got array"),
     ({"homotopy": -1}, "homotopy must be >= 0, got -1"),
     ({"num_starts": 2}, "rng is required with num_starts > 1"),
     ({"rng": 0}, "rng must be None with num_starts=1"),
@@ -518,7 +550,7 @@ _TOO_LARGE = np.where(np.arange(60) == 0, 1.5, 3.5 / 59)
     ),
     (
       {"b": np.full(60, 100.0)},
-      "the polytope has no interior point, best slack -",
+      "Ax > b has no interior point, best slack -",
     ),
   ],
 )
@@ -527,11 +559,32 @@ def test_refused_arguments(changed, message):
     _call(**changed)
 
 
+def test_scores_in_single_precision_are_scores():
+  """An entry just above 1 is rounding, and a refusal shows its digits."""
+  a = np.concatenate([np.eye(2), [[1e-9, 1e-9]]])
+  b, sigma = -np.ones(3), np.array([1 + 1e-7, 1.0, 0.0])
+  leverage_inversion.prepare(a, b, sigma)
+  sigma[0] = 1 + 1e-5
+  with pytest.raises(ValueError, match=re.escape("got max 1.00001")):
+    leverage_inversion.prepare(a, b, sigma)
+
+
+def test_products_are_those_of_matrices():
+  data, x = _random()
+  dense, free = (
+    leverage_inversion.problem(matrix_free=m) for m in (False, True)
+  )
+  for name in ("curvature", "gauss_newton"):
+    want = getattr(dense, name)(x, data).matrix
+    got = newton.curvature_dense(getattr(free, name)(x, data), dim=3)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
+
+
 def test_refused_points():
   a, b, _ = _instance()
   with pytest.raises(ValueError, match=re.escape("x must have shape (5,)")):
     leverage(np.zeros(4), a, b)
-  with pytest.raises(ValueError, match="operator must be one of"):
-    leverage_inversion.problem(operator=2)
+  with pytest.raises(ValueError, match="matrix_free must be one of"):
+    leverage_inversion.problem(matrix_free=2)
   assert leverage_inversion.problem() is leverage_inversion.problem()
   assert math.isfinite(leverage(np.zeros(5), a, b).sum())
