@@ -3,7 +3,9 @@
 Peers: the same model, with the same parameters, with exact attention in tiles
 and with ``jax.nn``'s dense attention; both with all of a layer kept for the
 gradient and with each layer computed again. Degree 2 on heads of 8, float32,
-causal; projections and the network of each layer are part of the step.
+causal; projections and the network of each layer are part of the step. Not a
+peer: ``glassroom/sata_attention``, by its own account a proof of concept in
+PyTorch that is not optimized for speed, of which there is no release to pin.
 """
 
 import functools

@@ -19,7 +19,6 @@ values :math:`h`: tiled and exact, or with f of low rank in linear time. No
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +27,7 @@ import jax.numpy as jnp
 
 from jaxattn import _checks
 from jaxattn.attention.polynomial import polynomial_attention
+from jaxattn.features.coefficients import static_positive
 from jaxattn.softmax.exact import softmax_attention
 
 
@@ -60,25 +60,26 @@ class _Polynomial(NamedTuple):
 class _Softmax(NamedTuple):
   """What f is: hashable, so that equal calls are compiled once."""
 
-  scale: float
   is_causal: bool
   polynomial: _Polynomial | None = None
 
   def attend(
-    self, query: jax.Array, key: jax.Array, value: jax.Array
+    self, query: jax.Array, key: jax.Array, value: jax.Array, *, scale: Any
   ) -> jax.Array:
     """The product of f and ``value``, whose gradient is the closed form."""
     if self.polynomial is None:
       return softmax_attention(
-        query, key, value, scale=self.scale, is_causal=self.is_causal
+        query, key, value, scale=scale, is_causal=self.is_causal
       )
     return polynomial_attention(
       query,
       key,
       value,
-      scale=self.scale,
+      scale=scale,
       is_causal=self.is_causal,
       backward="closed_form",
+      # Neighbors, too, get the weights of the polynomial.
+      local="polynomial",
       # The radius is one of the logits as they are.
       center_keys=False,
       **self.polynomial._asdict(),
@@ -91,21 +92,23 @@ def attention_layer_gradients(
   w_v: jax.Array,
   g: jax.Array,
   *,
-  scale: float | None = None,
+  scale: float | jax.Array | None = None,
   is_causal: bool = False,
 ) -> LayerGradients:
   r"""Exact gradients of an attention layer from those of its output.
 
   The layer is softmax(scale x w x^T) x w_v by rows. With the weights of N heads
   ``g`` holds a slice for each head: the gradient after the output projection
-  times that projection's transpose.
+  times that projection's transpose. These gradients have reverse-mode
+  derivatives; forward mode is not offered.
 
   Args:
     x: (B, T, D) input of the layer, or (T, D); floating.
     w: (D, D), the product of query and key weights, or (N, D, D) of N heads.
     w_v: (D, Dv), or (N, D, Dv).
     g: (B, T, Dv) gradient in the layer's output, or (B, T, N, Dv).
-    scale: factor on the logits; None = 1 / sqrt(D). The source has 1 / D.
+    scale: factor on the logits; None = 1 / sqrt(D). The source has 1 / D. May
+      be traced.
     is_causal: row t sees rows 0 to t.
 
   Returns:
@@ -130,8 +133,8 @@ def attention_layer_gradients(
     >>> dx.shape, dw.shape, dw_v.shape
     ((1, 16, 4), (4, 4), (4, 4))
   """
-  scale = _check(x, w, w_v, g, scale, is_causal)
-  return _gradients(x, w, w_v, g, softmax=_Softmax(scale, is_causal))
+  _check(x, w, w_v, g, scale, is_causal)
+  return _gradients(x, w, w_v, g, scale, softmax=_Softmax(is_causal))
 
 
 def attention_layer_gradients_lowrank(
@@ -144,7 +147,7 @@ def attention_layer_gradients_lowrank(
   radius: float,
   coefficients: str = "minimax",
   sigma: float | None = None,
-  scale: float | None = None,
+  scale: float | jax.Array | None = None,
   is_causal: bool = False,
 ) -> LayerGradients:
   r"""The same gradients with a softmax matrix of low rank, in linear time.
@@ -152,7 +155,9 @@ def attention_layer_gradients_lowrank(
   The polynomial's softmax matrix takes the place of f in the exact formula, so
   that the relative error is that of the polynomial itself; the gradient of the
   approximated layer, which differentiates the polynomial, is off by one degree
-  more and costs D times less.
+  more and costs D times less. With a causal mask, too, every weight is the
+  polynomial's, those of the nearest neighbors included. Forward mode is not
+  offered.
 
   Args:
     x: (B, T, D) input of the layer, or (T, D); floating.
@@ -160,10 +165,11 @@ def attention_layer_gradients_lowrank(
     w_v: (D, Dv), or (N, D, Dv).
     g: (B, T, Dv) gradient in the layer's output, or (B, T, N, Dv).
     degree: even degree of the polynomial.
-    radius: bound on the absolute logits.
+    radius: bound on the absolute logits, a static number.
     coefficients: scheme of the polynomial, as in ``polynomial_attention``.
-    sigma: spread of the logits, for the scheme ``"gaussian"``.
-    scale: factor on the logits; None = 1 / sqrt(D). The source has 1 / D.
+    sigma: spread of the logits, for the scheme ``"gaussian"``; static.
+    scale: factor on the logits; None = 1 / sqrt(D). The source has 1 / D. May
+      be traced.
     is_causal: row t sees rows 0 to t.
 
   Returns:
@@ -190,10 +196,17 @@ def attention_layer_gradients_lowrank(
     >>> bool(abs(exact.dx - fast.dx).max() < 1e-3 * abs(exact.dx).max())
     True
   """
-  scale = _check(x, w, w_v, g, scale, is_causal)
-  polynomial = _Polynomial(degree, radius, coefficients, sigma)
-  softmax = _Softmax(scale, is_causal, polynomial)
-  return _gradients(x, w, w_v, g, softmax=softmax)
+  _check(x, w, w_v, g, scale, is_causal)
+  _checks.check_integer("degree", degree, 0, None)
+  # Numbers that a compilation can be found again by, also out of arrays.
+  polynomial = _Polynomial(
+    int(degree),
+    static_positive("radius", radius),
+    coefficients,
+    None if sigma is None else static_positive("sigma", sigma),
+  )
+  softmax = _Softmax(is_causal, polynomial)
+  return _gradients(x, w, w_v, g, scale, softmax=softmax)
 
 
 def multilayer_gradients(
@@ -205,9 +218,14 @@ def multilayer_gradients(
   r"""Gradients of a loss in all layers' parameters and in the input.
 
   From the last layer to the first, the gradient in a layer's output gives those
-  in its parameters and in its input; only the inputs of the layers are kept.
-  The numbers are those of ``jax.grad``: each layer's pass is linear in the
-  length of the sequence if its attention's is.
+  in its parameters and in its input; only the inputs of the layers are kept,
+  and each layer is computed again. The numbers are those of ``jax.grad``: each
+  layer's pass is linear in the length of the sequence if its attention's is.
+
+  This is the paper's loop, for reference. Under ``jit`` a compiler may see that
+  a layer is computed twice and keep what is inside it instead, as ``jax.grad``
+  does; to save memory there, scan over checkpointed layers, as
+  :class:`jaxattn.models.Transformer` does with ``remat``.
 
   Args:
     params: of each layer, a pytree.
@@ -224,8 +242,9 @@ def multilayer_gradients(
       length, or if the loss is not a scalar.
 
   Cost:
-    Two forward passes and one backward pass of each layer; memory of the
-    layers' inputs, and of one layer's pass.
+    Outside ``jit`` two forward passes and one backward pass of each layer, and
+    memory of the layers' inputs and of one layer's pass. Under ``jit`` time and
+    memory may be those of ``jax.grad``: one forward pass, all of it kept.
 
   Source:
     arXiv 2408.13233, algorithm 1.
@@ -269,17 +288,11 @@ def _check(
   w: jax.Array,
   w_v: jax.Array,
   g: jax.Array,
-  scale: float | None,
+  scale: float | jax.Array | None,
   is_causal: bool,
-) -> float:
-  """Raises unless a layer's arrays fit; returns the factor on its logits."""
-  for name, array in (("x", x), ("w", w), ("w_v", w_v), ("g", g)):
-    _checks.check_floating(name, array)
-    if array.dtype != x.dtype:
-      raise ValueError(
-        f"all arrays must have one dtype, got {name} of {array.dtype} and x of "
-        f"{x.dtype}"
-      )
+) -> None:
+  """Raises unless a layer's arrays and options fit."""
+  _checks.check_one_dtype(x=x, w=w, w_v=w_v, g=g)
   _checks.check_rank("x", x, (2, 3))
   _checks.check_rank("w", w, (2, 3))
   _checks.check_choice("is_causal", is_causal, (False, True))
@@ -287,15 +300,19 @@ def _check(
   _checks.check_shape("w", w, (*heads, dim, dim))
   _checks.check_shape("w_v", w_v, (*heads, dim, None))
   _checks.check_shape("g", g, (*x.shape[:-1], *heads, w_v.shape[-1]))
-  if scale is None:
-    return 1 / math.sqrt(dim)
-  _checks.check_scalar("scale", scale)
-  return float(scale)
+  if scale is not None:
+    _checks.check_scalar("scale", scale)
 
 
 @functools.partial(jax.jit, static_argnames="softmax")
 def _gradients(
-  x: jax.Array, w: jax.Array, w_v: jax.Array, g: jax.Array, *, softmax: _Softmax
+  x: jax.Array,
+  w: jax.Array,
+  w_v: jax.Array,
+  g: jax.Array,
+  scale: float | jax.Array | None,
+  *,
+  softmax: _Softmax,
 ) -> LayerGradients:
   operands = (x, w, w_v)
   if w.ndim == 2:  # One head.
@@ -303,7 +320,8 @@ def _gradients(
   query = jnp.einsum("...td,nde->...tne", x, w)
   key = jnp.broadcast_to(x[..., None, :], query.shape)
   value = jnp.einsum("...td,ndv->...tnv", x, w_v)
-  _, vjp = jax.vjp(softmax.attend, query, key, value)
+  attend = functools.partial(softmax.attend, scale=scale)
+  _, vjp = jax.vjp(attend, query, key, value)
   # s p X, s p^T X W and f^T G of each head.
   px, ptxw, ftg = vjp(g)
   dx = (

@@ -48,7 +48,7 @@ def linear_attention(
   :func:`jaxattn.attention.polynomial_attention` is faster, because it never
   holds the features of all tokens.
 
-  Reverse mode of any order works.
+  Reverse mode of any order works; forward mode is not offered.
 
   Args:
     query: (B, T, N, H), or (T, N, H) without a batch; floating.
@@ -62,7 +62,9 @@ def linear_attention(
       make use.
     bias: must be None, for the same reason.
     min_denominator: a sum of weights below this in absolute value is replaced
-      by it, with the sign that it had.
+      by it, with the sign that it had. Positive sums are, too: with ``"elu"``
+      and very negative queries and keys, whose weights are that small, the
+      output is then less than the average; 0 replaces no sum.
     scale: s > 0, the map is applied to sqrt(s) q and sqrt(s) k; None = 1. May
       be traced.
     is_causal: query t sees keys 0 to t.

@@ -10,9 +10,10 @@ weight of exactly 0. Numerator and denominator are plain sums over keys, so they
 are added up block by block and every block is computed again for the gradient.
 
 The ratio does not change if all weights of a query are divided by one number.
-Here that is a power of two (exact in floating point) above the largest score
-that a query could have, so that no power :math:`\alpha` overflows. Source:
-arXiv 2410.10165, definition of ReLU attention; it leaves 0/0 open.
+Here that is a power of two (exact in floating point) just above the largest
+excess :math:`\text{scale} \cdot q_i \cdot k_j - b_i` among the keys that the
+query sees, so that no power :math:`\alpha` overflows and some do not vanish.
+Source: arXiv 2410.10165, definition of ReLU attention; it leaves 0/0 open.
 """
 
 import functools
@@ -73,8 +74,9 @@ def relu_attention(
       must be >= 1, got 0".
 
   Cost:
-    2 T S (H + Hv) flops a head forward, 2.5 times that backward; a causal mask
-    saves none. O(T + S) memory beside a tile of scores, also for the gradient.
+    2 T S (2 H + Hv) flops a head forward, half of H's for the largest scores,
+    and 5 T S (H + Hv) backward; a causal mask saves none. O(T + S) memory
+    beside a tile of scores, also for the gradient.
 
   Source:
     arXiv 2410.10165 (ReLU^alpha attention), without its sparse search.
@@ -134,7 +136,7 @@ def _relu_attention(
   )
   threshold = jnp.broadcast_to(threshold, (b, t, n)).reshape(b, t, kv, n // kv)
   threshold = jnp.moveaxis(threshold, 1, 3)[..., None]
-  factor = _exact_reciprocal(_bound(call, threshold))
+  factor = _exact_reciprocal(_largest_excess(call, threshold))
   call = call._replace(
     query=call.query.astype(dtype), scale=call.scale * factor
   )
@@ -144,14 +146,23 @@ def _relu_attention(
   return _rows.from_rows(out).astype(query.dtype)
 
 
-def _bound(call: _rows.Rows, threshold: jax.Array) -> jax.Array:
-  """Above all scores minus the threshold of each query (Cauchy-Schwarz)."""
-  dtype = threshold.dtype
-  norms = jnp.sqrt((call.key.astype(dtype) ** 2).sum(-1))
-  longest = jnp.max(norms, 1, where=jnp.isfinite(norms), initial=0)
-  length = jnp.sqrt((call.query.astype(dtype) ** 2).sum(-1, keepdims=True))
-  longest = longest[:, :, None, None, None]
-  return lax.stop_gradient(jnp.abs(call.scale) * length * longest - threshold)
+def _largest_excess(call: _rows.Rows, threshold: jax.Array) -> jax.Array:
+  """Largest score minus threshold of each query; -inf if it sees no key."""
+  query, key, scale, threshold = lax.stop_gradient(
+    (call.query, call.key, call.scale, threshold)
+  )
+
+  def first(logits: jax.Array, start: Any, threshold: jax.Array) -> jax.Array:
+    del start
+    return logits.max(-1, keepdims=True) - threshold
+
+  def update(
+    state: jax.Array, logits: jax.Array, start: Any, threshold: jax.Array
+  ) -> jax.Array:
+    return jnp.maximum(state, first(logits, start, threshold))
+
+  call = call._replace(query=query, key=key, scale=scale)
+  return _rows.fold_logits(call, _BLOCK, first, update, threshold)
 
 
 def _exact_reciprocal(x: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxattn import _checks
 from jaxattn.features import polynomial_coefficients, polynomial_error
@@ -136,9 +137,7 @@ def _compare(got: Any, want: Any, num_sets: int) -> tuple[jax.Array, ...]:
 
 
 def _relative(got: Any, want: Any) -> jax.Array:
-  def norm(tree: Any) -> jax.Array:
-    return jnp.sqrt(sum((x**2).sum() for x in jax.tree.leaves(tree)))
-
+  norm = optax.tree.norm
   return norm(jax.tree.map(jnp.subtract, got, want)) / norm(want)
 
 

@@ -171,8 +171,9 @@ def _adapt(
     del broadcast_dropout, dropout_rng, force_fp32_for_softmax
     if dropout_rate > 0 and not deterministic:
       raise ValueError(
-        "dropout of attention weights is not supported: set dropout_rate=0 or "
-        f"deterministic=True, got dropout_rate={dropout_rate}"
+        "attention dropout is undefined for low-rank attention, and none here "
+        "offers it: set dropout_rate=0 or deterministic=True, got "
+        f"dropout_rate={dropout_rate}"
       )
     if module is not None:
       raise ValueError(

@@ -36,18 +36,19 @@ class AttentionClassifier(nn.Module):
   Attributes:
     attention: a name that :func:`jaxattn.models.attention_fn` knows, or a
       function ``(query, key, value) -> output`` in the layout (B, T, N, H) with
-      its options filled in; or a tuple of these, one a layer.
+      its options filled in and no ``**kwargs``; or a tuple of these, one a
+      layer.
     num_classes: logits that come out.
     num_heads: heads of each layer.
     head_dim: size of a head; vectors are num_heads * head_dim long.
     num_layers: layers.
     mlp: hidden units of the network of each layer; 0 = no such network.
-    pooling: what of the normalized output is classified: ``"mean"`` of the
-      tokens, the first one, a learned token put before the others
-      (``"cls"``), or the sum over tokens of
-      :math:`\max(x - \tau, 0)` with a learned :math:`\tau` for each unit
-      (``"threshold"``, the readout of arXiv 2310.11685); or each token by
-      itself (``"none"``), which gives (B, T, num_classes).
+    pooling: what of the normalized output is classified: the mean of the
+      tokens (``"mean"``); a learned token put before the others (``"cls"``);
+      the sum over tokens of :math:`\max(x - \tau, 0)` with a learned
+      :math:`\tau` for each unit (``"threshold"``, the readout of arXiv
+      2310.11685); or each token by itself (``"none"``), which gives
+      (B, T, num_classes).
 
   Raises:
     ValueError: when called, if a field or the input does not fit.
@@ -112,7 +113,7 @@ class AttentionClassifier(nn.Module):
         f"attention must be one or num_layers={self.num_layers} of them, got "
         f"{len(kinds)}"
       )
-    return [_resolve(kind) for kind in kinds]
+    return [attention_fn(kind) for kind in kinds]
 
   def _pool(self, x: jax.Array) -> jax.Array:
     if self.pooling == "none":
@@ -137,8 +138,9 @@ class PooledRegressor(nn.Module):
   * ``"elu"``: :math:`g \sum_j w_j v_j / \sum_j w_j` with :math:`w_j =
     \langle \phi(q), \phi(k_j) \rangle`, :math:`\phi = \mathrm{elu} + 1`.
 
-  The parameters are the same in all three (``"elu"`` makes no use of
-  :math:`\beta`). An elu of the score itself would be close to an exponential
+  The parameters are the same in all three, though :math:`\beta` matters to
+  ``"linear"`` alone: it cancels in a softmax, and ``"elu"`` has no place for
+  it. An elu of the score itself would be close to an exponential
   of it, which no finite sum of keys computes: it is no linear attention.
 
   Attributes:
@@ -215,11 +217,3 @@ class _Layer(nn.Module):
     y = nn.LayerNorm(name="mlp_norm")(x)
     y = nn.gelu(nn.Dense(self.mlp, name="mlp_in")(y))
     return x + nn.Dense(x.shape[-1], name="mlp_out")(y)
-
-
-def _resolve(attention: Any) -> Callable[..., Any]:
-  if isinstance(attention, str):
-    return attention_fn(attention)
-  if not callable(attention):
-    raise ValueError(f"attention must be a name or a function, got {attention}")
-  return attention

@@ -25,6 +25,7 @@ from jax import lax
 from scipy import optimize, special
 
 from jaxattn import _checks
+from jaxattn.numerics._dtypes import accumulator
 
 _ATTENTIONS = ("softmax", "linear")
 # In units of L: an excess below this many roundings is a tie, and ties are
@@ -73,8 +74,8 @@ def separation_network(
     margin: the threshold is (c + margin) L.
 
   Returns:
-    F, (B,); exactly 0 where no neuron is above its threshold by more than
-    rounding.
+    F, (B,) of the dtype of ``a``; exactly 0 where no neuron is above its
+    threshold by more than rounding. 16-bit matrices are evaluated in float32.
 
   Raises:
     ValueError: if shapes do not fit, ``attention`` is unknown or ``b`` is out
@@ -268,19 +269,24 @@ def _network(
   *,
   attention: str,
 ) -> jax.Array:
+  # In 16 bit a tie would be as wide as the threshold.
+  out_dtype, dtype = a.dtype, accumulator(a.dtype)
+  a = a.astype(dtype)
   size = math.sqrt(math.log(a.shape[1]))
-  b, margin = (jnp.asarray(z, a.dtype) for z in (b, margin))
+  b, margin = (jnp.asarray(z, dtype) for z in (b, margin))
   call = _Call(
     keys=a,
-    queries=a if query is None else query.astype(a.dtype),
-    values=a if y is None else jnp.einsum("bnd,de->bne", a, y.astype(a.dtype)),
-    signs=signs.astype(a.dtype),
+    queries=a if query is None else query.astype(dtype),
+    values=a if y is None else jnp.einsum("bnd,de->bne", a, y.astype(dtype)),
+    signs=signs.astype(dtype),
     tau=(1 - b + margin) * size,
   )
-  tie = _TIE * float(jnp.finfo(a.dtype).eps) * size
-  if x is not None:
-    return _dense(call, x.astype(a.dtype), attention, tie)
-  return _two_rows(call, attention, tie)
+  tie = _TIE * float(jnp.finfo(dtype).eps) * size
+  if x is None:
+    out = _two_rows(call, attention, tie)
+  else:
+    out = _dense(call, x.astype(dtype), attention, tie)
+  return out.astype(out_dtype)
 
 
 def _dense(call: _Call, x: jax.Array, attention: str, tie: float) -> jax.Array:

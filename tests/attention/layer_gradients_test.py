@@ -27,6 +27,12 @@ def _arrays(*heads, b=_B, t=_T, d=_D, dv=_D):
   ]
 
 
+def _close(got, want, tolerance):
+  """Equal up to ``tolerance`` of the largest entry, and nothing else."""
+  atol = tolerance * np.abs(want).max()
+  np.testing.assert_allclose(got, want, rtol=0, atol=atol)
+
+
 def _layer(x, w, w_v, *, scale, is_causal):
   """The layer itself, with dense matrices."""
   logits = scale * jnp.einsum("btd,de,bse->bts", x, w, x)
@@ -58,27 +64,31 @@ def test_closed_forms_are_the_gradients(heads, is_causal):
   got = attention_layer_gradients(*arrays, **call)
   for g, w in zip(got, want, strict=True):
     assert g.shape == w.shape
-    np.testing.assert_allclose(g, w, atol=1e-14 * np.abs(w).max())
+    _close(g, w, 1e-14)
 
 
-def test_the_papers_matrices_give_the_same():
-  """f, q and p written down, for one sequence."""
-  x, w, w_v, g = _arrays(b=1)
-  x, g, scale = x[0], g[0], 0.7
-  f = jax.nn.softmax(scale * x @ w @ x.T)
+def _matrices(f, x, w, w_v, g, scale):
+  """The closed forms with f, q and p written down, for one sequence."""
   fq = f * (g @ (x @ w_v).T)
   p = fq - fq.sum(1, keepdims=True) * f
-  np.testing.assert_allclose(
-    fq.sum(1), (g * (f @ (x @ w_v))).sum(1), rtol=1e-12
-  )
-  got = attention_layer_gradients(x, w, w_v, g, scale=scale)
-  want = (
+  return (
     scale * (p @ x @ w.T + p.T @ x @ w) + f.T @ g @ w_v.T,
     scale * x.T @ p @ x,
     x.T @ f.T @ g,
   )
+
+
+def test_the_papers_matrices_give_the_same():
+  x, w, w_v, g = _arrays(b=1)
+  x, g, scale = x[0], g[0], 0.7
+  f = jax.nn.softmax(scale * x @ w @ x.T)
+  np.testing.assert_allclose(
+    (f * (g @ (x @ w_v).T)).sum(1), (g * (f @ (x @ w_v))).sum(1), rtol=1e-12
+  )
+  got = attention_layer_gradients(x, w, w_v, g, scale=scale)
+  want = _matrices(f, x, w, w_v, g, scale)
   for a, b in zip(got, want, strict=True):
-    np.testing.assert_allclose(a, b, atol=1e-13 * np.abs(b).max())
+    _close(a, b, 1e-13)
 
 
 def test_separate_query_and_key_weights():
@@ -91,8 +101,8 @@ def test_separate_query_and_key_weights():
     return (g * _layer(x, w_q @ w_k.T, w_v, **call)).sum()
 
   dw_q, dw_k = jax.grad(loss, argnums=(0, 1))(w_q, w_k)
-  np.testing.assert_allclose(dw @ w_k, dw_q, atol=1e-12)
-  np.testing.assert_allclose(dw.T @ w_q, dw_k, atol=1e-12)
+  _close(dw @ w_k, dw_q, 1e-12)
+  _close(dw.T @ w_q, dw_k, 1e-12)
 
 
 def _small(t, heads=()):
@@ -116,6 +126,49 @@ def test_low_rank_forms_converge_with_the_degree(is_causal):
       assert error < 20 * eps
 
 
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("degree", [0, 4])
+def test_low_rank_forms_are_those_of_the_polynomials_matrix(degree, is_causal):
+  """Of every entry: inside a chunk of causal attention, too."""
+  x, w, w_v, g = _small(64)
+  x, g = x[0], g[0]
+  coefficients = jnp.asarray(polynomial_coefficients(degree, 1.0)[::-1])
+  f = jnp.polyval(coefficients, 0.5 * x @ w @ x.T)
+  f = jnp.tril(f) if is_causal else f
+  f = f / f.sum(1, keepdims=True)
+  got = attention_layer_gradients_lowrank(
+    x, w, w_v, g, degree=degree, radius=1.0, is_causal=is_causal
+  )
+  for a, b in zip(got, _matrices(f, x, w, w_v, g, 0.5), strict=True):
+    _close(a, b, 1e-12)
+
+
+def test_options_may_be_arrays_and_the_scale_traced():
+  arrays = _small(64)
+  lowrank = functools.partial(attention_layer_gradients_lowrank, *arrays)
+  numbers = functools.partial(
+    lowrank, degree=2, coefficients="gaussian", radius=1.0, sigma=0.25
+  )
+  want = numbers(scale=0.5)
+  got = numbers(
+    degree=np.int64(2),
+    radius=jnp.float32(1),
+    sigma=jnp.float64(0.25),
+    scale=0.5,
+  )
+  for a, b in zip(got, want, strict=True):
+    np.testing.assert_array_equal(a, b)
+  exact = functools.partial(attention_layer_gradients, *arrays)
+  for fn, expected in ((numbers, want), (exact, exact())):
+    got = jax.jit(lambda scale, fn=fn: fn(scale=scale))(0.5)
+    for a, b in zip(got, expected, strict=True):
+      _close(a, b, 1e-13)
+  with pytest.raises(ValueError, match="radius must be positive and finite"):
+    lowrank(degree=4, radius=jnp.float32(-1))
+  with pytest.raises(ValueError, match="degree must be an integer >= 0"):
+    lowrank(degree=jnp.float32(4), radius=1.0)
+
+
 def test_low_rank_forms_with_heads_and_other_coefficients():
   arrays = _small(64, (3,))
   exact = attention_layer_gradients(*arrays)
@@ -124,7 +177,7 @@ def test_low_rank_forms_with_heads_and_other_coefficients():
   )
   for f, e in zip(fast, exact, strict=True):
     assert f.shape == e.shape
-    np.testing.assert_allclose(f, e, atol=2e-3 * np.abs(e).max())
+    _close(f, e, 2e-3)
 
 
 def test_dtype_is_kept_and_nothing_is_compiled_twice():
@@ -199,11 +252,11 @@ def test_any_loss_through_many_layers(name):
     lambda params, x: multilayer_gradients(params, x, loss, layers)
   )(params, x)
   want, want_dx = jax.jit(jax.grad(whole, argnums=(0, 1)))(params, x)
-  np.testing.assert_allclose(dx, want_dx, atol=1e-10)
+  _close(dx, want_dx, 1e-10)
   for got, expected in zip(
     jax.tree.leaves(grads), jax.tree.leaves(want), strict=True
   ):
-    np.testing.assert_allclose(got, expected, atol=1e-10)
+    _close(got, expected, 1e-10)
 
 
 # --- refused input ---

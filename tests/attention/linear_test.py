@@ -114,6 +114,15 @@ def test_small_sums_are_replaced_with_their_sign():
     np.testing.assert_allclose(out, np.full((3, 1, 1), want), rtol=1e-12)
 
 
+def test_small_positive_sums_are_replaced_too():
+  """As documented: elu features of -8 have a product of exp(-16)."""
+  query, value = np.full((1, 1, 1), -8.0), np.ones((1, 1, 1))
+  out = linear_attention(query, query, value)
+  np.testing.assert_allclose(out.item(), np.exp(-16) / 1e-6, rtol=1e-12)
+  out = linear_attention(query, query, value, min_denominator=0.0)
+  np.testing.assert_allclose(out, value, rtol=1e-12)
+
+
 @pytest.mark.any_x64
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_hidden_keys_are_never_read(is_causal):

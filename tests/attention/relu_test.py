@@ -111,6 +111,27 @@ def test_weights_of_any_size_neither_vanish_nor_overflow(factor):
 
 
 @pytest.mark.any_x64
+@pytest.mark.parametrize("hidden", [False, True])
+def test_keys_without_weight_do_not_set_the_scale(hidden):
+  """One key of moderate score beside one of a million that does not count."""
+  query, value = np.float32([1, 1]), np.float32([5, 7])
+  key = np.float32([1, 1e6 if hidden else -1e6])
+  query, key, value = (x.reshape(-1, 1, 1) for x in (query, key, value))
+  mask = np.array([[[True, not hidden]]])
+
+  def out(query, key, value):
+    return relu_attention(query, key, value, alpha=8, mask=mask)
+
+  got, vjp = jax.vjp(out, query, key, value)
+  np.testing.assert_array_equal(got, np.full_like(value, 5))
+  # The one weight cancels: only its value has a gradient.
+  dq, dk, dv = vjp(np.ones_like(got))
+  np.testing.assert_allclose(dq, 0, atol=1e-5)
+  np.testing.assert_allclose(dk, 0, atol=1e-5)
+  np.testing.assert_array_equal(dv.ravel(), [2, 0])
+
+
+@pytest.mark.any_x64
 def test_keys_below_the_threshold_do_not_count():
   query, key, value = _inputs(5, 60, dtype="float32")
   scores = np.einsum("tnh,snh->ts", query, key) / np.sqrt(8)

@@ -92,7 +92,7 @@ def test_race_runs_in_turn_after_a_warm_up():
 def test_full_size_is_traced():
   config = harness.load_config(f"{_CONFIG}:full")
   n = max(config.lengths)
-  for attention in ("softmax", "polynomial"):
+  for attention in ("softmax", "polynomial", "dot_product"):
     model = experiment.step_model(config, attention, 8)
     params, _ = experiment.random_model([0], model, 32)
     x = jax.ShapeDtypeStruct((1, n, config.step_dim), jnp.float32)
@@ -107,10 +107,69 @@ def test_full_size_is_traced():
   rng = jax.eval_shape(lambda: jax.random.key(0))
   params = jax.eval_shape(lambda rng, b: model.init(rng, b[:, 1:]), rng, batch)
   loss = functools.partial(experiment.text_loss, model)
-  loss, _ = jax.eval_shape(loss, params, batch, rng)
-  assert loss.shape == ()
+  flag = jax.ShapeDtypeStruct((), jnp.bool_)
+  loss, metrics = jax.eval_shape(loss, params, (batch, flag), rng)
+  assert loss.shape == metrics["logit_radius"].shape == ()
   errors = jax.eval_shape(lambda r: experiment.table_errors(r, 12), rng)
   assert errors.shape == (2, 2, 2)
+
+
+def test_largest_logit_is_measured_where_it_is_logged():
+  from jaxattn.models import Transformer
+
+  config = harness.load_config(f"{_CONFIG}:smoke")
+  model = Transformer(experiment.text_model(config, "degree=4,R=1"))
+  ids = jax.random.randint(jax.random.key(0), (2, 17), 0, 128)
+  params = model.init(jax.random.key(1), ids[:, :-1])
+
+  @jax.jit
+  def gradient(params, is_logged):
+    def loss(params):
+      return experiment.text_loss(model, params, (ids, is_logged), ids)
+
+    return jax.grad(loss, has_aux=True)(params)
+
+  _, stats = model.apply(params, ids[:, :-1], return_stats=True)
+  for is_logged, want in ((True, stats.logit_radius.max()), (False, 0)):
+    _, metrics = gradient(params, is_logged)
+    np.testing.assert_allclose(metrics["logit_radius"], want, rtol=1e-5)
+
+
+def test_other_depths_and_lengths_are_decided_without_what_is_missing():
+  config = harness.load_config(f"{_CONFIG}:cpu")
+  errors = {
+    depth: {"weights": [[0.1]], "inputs": [[0.2]], "eps": [[0.4]]}
+    for depth in (1, 2)
+  }
+  names = [c.name for c in experiment._error_checks(config, errors)]
+  assert len(names) == 4
+  assert not any("growth" in name for name in names)
+  seconds = {
+    f"{a}/{d}": float(d)
+    for a in ("polynomial", "softmax")
+    for d in config.depths
+  }
+  steps = {n: {k: n * s for k, s in seconds.items()} for n in config.lengths}
+  matrix = {n: {"matrix/1": n**2} for n in (256, 512, 1024)}
+  names = [c.name for c in experiment._step_checks(config, steps, matrix)]
+  assert not any("whole matrix, 1 layer, n=" in name for name in names)
+
+
+def test_speed_up_of_a_step_is_decided_at_all_depths():
+  config = harness.load_config(f"{_CONFIG}:cpu")
+  steps = {}
+  for n in config.lengths:
+    ours = {f"polynomial/{d}": d * n / 1e5 for d in config.depths}
+    steps[n] = ours | {
+      "softmax/1": 6 * n**2 / 8192e5,
+      "softmax/8": 4 * 8 * n / 1e5,
+    }
+  matrix = {n: {"matrix/1": n**2} for n in config.matrix_lengths}
+  checks = experiment._step_checks(config, steps, matrix)
+  decided = {c.name: c.measured >= c.low for c in checks if c.low > 0}
+  assert decided["speed-up of a step, 1 layer, n=8192"]
+  assert not decided["speed-up of a step, 8 layers, n=8192"]
+  assert decided["slope of seconds by length, exact, 1 layer"]
 
 
 def test_smoke(tmp_path):

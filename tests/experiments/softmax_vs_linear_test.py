@@ -48,6 +48,31 @@ def test_rates_are_shares_of_positive_outputs(is_cross):
   assert 0 < want[0] < 1 or is_cross
 
 
+def test_an_output_that_is_no_number_is_not_silent(monkeypatch):
+  from jaxattn import models
+
+  def no_number(a, signs, **options):
+    return jnp.full(a.shape[0], jnp.nan)
+
+  monkeypatch.setattr(models, "separation_network", no_number)
+  out = experiment.rates(
+    jax.random.key(0), jnp.float32(0.7), jnp.float32(0.2), length=66, dim=13,
+    num_neurons=3, num_draws=2,
+  )  # fmt: skip
+  assert np.isnan(out).all()
+  check = harness.Check("silent", float(out[1]), -1.0, 0.02)
+  assert harness.decide([check]) != "reproduced"
+
+
+def test_recall_beyond_the_rank_of_the_state_is_decided():
+  config = harness.load_config(f"{_CONFIG}:full")
+  assert max(config.pairs) > experiment.recall_rank(config)
+  recall = {"accuracy": np.ones((len(config.pairs), 2))}
+  checks = experiment._reported(config, recall, {})
+  failed = [c.name for c in checks if not c.low <= c.measured <= c.high]
+  assert failed == ["recall, linear (elu), 128 pairs"]
+
+
 def test_transition_finds_a_step():
   def at(amplitude):
     return [float(amplitude > 0.437), 0.0]
@@ -56,21 +81,41 @@ def test_transition_finds_a_step():
   assert abs(found - 0.437) < 1.6 / 2**12
 
 
-def test_best_linear_answer_has_the_closed_forms():
+def _second_moments(length, spike):
+  """Of the score times the value, of the value, both summed, and of y.
+
+  Means over one marked and the other tokens, by Gauss-Hermite quadrature, which
+  is exact for polynomials of this degree; tokens are independent and of mean 0.
+  """
+  nodes, weights = np.polynomial.hermite_e.hermegauss(6)
+  weights = weights / weights.sum()
+  value = nodes[None, :]
+  both = weights[:, None] * weights[None, :]
+
+  def token(score, answer):
+    score = np.broadcast_to(score, both.shape)
+    value_, answer = (np.broadcast_to(x, both.shape) for x in (value, answer))
+    z = np.stack((score * value_, value_, answer))
+    assert np.abs((both * z).sum((1, 2))).max() < 1e-14
+    return np.einsum("ijk,ljk,jk->il", z, z, both)
+
+  marked = token(spike, value)
+  return marked + (length - 1) * token(nodes[:, None], 0.0)
+
+
+@pytest.mark.parametrize("length", [8, 32, 128])
+def test_best_linear_answer_has_the_closed_forms(length):
   # Least squares on one query, without and with an offset in the score.
-  length, spike = 8, 4.0
-  rng = np.random.default_rng(0)
-  x = rng.standard_normal((400_000, length, 2))
-  x[:, 0, 0] = spike
-  y = x[:, 0, 1]
-  product, plain = (x[..., 0] * x[..., 1]).sum(1), x[..., 1].sum(1)
+  spike = 4.0
+  moments = _second_moments(length, spike)
   for columns, want in (
-    ([product], (length - 1) / (spike**2 + length - 1)),
-    ([product, plain], (length - 1) / (spike**2 + length)),
+    ([0], (length - 1) / (spike**2 + length - 1)),
+    ([0, 1], (length - 1) / (spike**2 + length)),
   ):
-    design = np.stack(columns, 1)
-    _, (left,), *_ = np.linalg.lstsq(design, y)
-    assert abs(left / (y @ y) - want) < 0.004
+    gram, cross = moments[np.ix_(columns, columns)], moments[columns, 2]
+    gain = np.linalg.solve(gram, cross)
+    left = (moments[2, 2] - gain @ cross) / moments[2, 2]
+    np.testing.assert_allclose(left, want, rtol=1e-12)
 
 
 def test_each_start_and_kind_is_trained_on_its_own():

@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxattn.data import separation_dataset
 from jaxattn.models import (
@@ -22,12 +23,17 @@ def draw_signs(rng, num_neurons, dim):
   return jax.random.rademacher(rng, (num_neurons, dim), jnp.float64)
 
 
+def outputs(*args, **options):
+  """F over (num_seeds,) draws of position and signs; a NaN is no 0."""
+  out = np.asarray(_outputs(*args, **options))
+  assert np.isfinite(out).all()
+  return out
+
+
 @functools.partial(
   jax.jit, static_argnames=("attention", "num_seeds", "length", "dim", "m")
 )
-def outputs(rng, amplitude, b, *, attention, num_seeds, length, dim, m):
-  """F over (num_seeds,) draws of position and signs."""
-
+def _outputs(rng, amplitude, b, *, attention, num_seeds, length, dim, m):
   def one(rng):
     place, sign = jax.random.split(rng)
     a, _ = separation_dataset(

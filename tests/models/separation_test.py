@@ -186,6 +186,28 @@ def test_float32_and_no_recompilation():
     separation_network(a, others, b=0.3)
 
 
+@pytest.mark.any_x64
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_16_bit_matrices_are_told_apart(dtype):
+  draw = functools.partial(
+    separation_dataset, length=980, dim=100, b=0.2, batch_size=4, dtype=dtype
+  )
+  signs = jax.random.rademacher(jax.random.key(1), (93, 100), jnp.float32)
+  run = functools.partial(separation_network, signs=signs, b=0.2)
+  large, _ = draw(jax.random.key(0), amplitude=0.9)
+  small, _ = draw(jax.random.key(0), amplitude=0.05)
+  out = run(large)
+  assert out.dtype == jnp.dtype(dtype)
+  # Entries are rounded, and so is the sum: 2^-8 of each.
+  want = run(large.astype(jnp.float32))
+  np.testing.assert_allclose(
+    out.astype(jnp.float32), want, rtol=2 * float(jnp.finfo(dtype).eps)
+  )
+  assert (out > 0).all()
+  assert not run(small).any()
+  assert not run(large, attention="linear").any()
+
+
 @pytest.mark.parametrize(
   ("options", "message"),
   [

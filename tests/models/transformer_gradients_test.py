@@ -1,7 +1,5 @@
 """One attention for another in a transformer: gradients, errors, training."""
 
-import functools
-
 import flax.serialization
 import jax
 import jax.numpy as jnp
@@ -36,6 +34,16 @@ def _value_and_grads(config, params, x, targets):
   return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, x)
 
 
+def _close(got, want, tolerance):
+  """Each array equal up to ``tolerance`` of its largest entry."""
+
+  def close(got, want):
+    atol = tolerance * np.abs(want).max()
+    np.testing.assert_allclose(got, want, rtol=0, atol=atol)
+
+  jax.tree.map(close, got, want)
+
+
 def test_one_tree_of_parameters_and_one_function():
   config = _CONFIG._replace(qk_norm=2**0.5)
   high = polynomial(config, 12, 2.0, local="polynomial")
@@ -45,10 +53,8 @@ def test_one_tree_of_parameters_and_one_function():
   loaded = flax.serialization.from_bytes(random_params(high, seed=5), stored)
   want, want_grads = _value_and_grads(config, params, x, targets)
   got, grads = _value_and_grads(high, loaded, x, targets)
-  np.testing.assert_allclose(got, want, atol=1e-8)
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, atol=1e-8), grads, want_grads
-  )
+  _close(got, want, 1e-8)
+  _close(grads, want_grads, 1e-8)
 
 
 def test_attention_by_name_or_function():
@@ -64,7 +70,7 @@ def test_attention_by_name_or_function():
     return [model.apply(params, x) for model in models]
 
   softmax, dot_product, *others = outputs(params)
-  np.testing.assert_allclose(dot_product, softmax, atol=1e-5)
+  np.testing.assert_allclose(dot_product, softmax, rtol=0, atol=1e-5)
   assert all(np.abs(out - softmax).max() > 1e-3 for out in others)
 
 
@@ -85,11 +91,23 @@ def test_gradients_do_not_see_the_future(name):
 
 def test_permuted_tokens_without_mask():
   config = _CONFIG._replace(is_causal=False, positions=None)
-  params, x = random_params(config), vectors()
+  params, (x, targets) = random_params(config), vectors(2, B, T, D)
   order = np.random.default_rng(0).permutation(T)
+
+  def permuted(c, x, targets):
+    def loss(params, x):
+      out = Transformer(c).apply(params, x)
+      return ((out - targets) ** 2).sum() / 2, out
+
+    grad = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    (grads, dx), out = grad(params, x)
+    return grads, dx, out
+
   for c in (config, polynomial(config, 4, 1.0)):
-    out = jax.jit(functools.partial(Transformer(c).apply, params))
-    np.testing.assert_allclose(out(x[:, order]), out(x)[:, order], atol=1e-12)
+    want_grads, *want = permuted(c, x, targets)
+    grads, *got = permuted(c, x[:, order], targets[:, order])
+    _close(got, [w[:, order] for w in want], 1e-12)
+    _close(grads, want_grads, 1e-12)
 
 
 def test_one_plain_layer_is_the_closed_form():
@@ -109,11 +127,10 @@ def test_one_plain_layer_is_the_closed_form():
   want = attention_layer_gradients(
     x, w_q @ w_k.T, w_v, g @ w["out"][0].T, is_causal=True
   )
-  close = functools.partial(np.testing.assert_allclose, atol=1e-14)
-  close(dx, want.dx)
-  close(grads["query"][:, 0], want.dw @ w_k)
-  close(grads["key"][:, 0], want.dw.T @ w_q)
-  close(grads["value"][:, 0], want.dw_v)
+  _close(dx, want.dx, 1e-14)
+  _close(grads["query"][:, 0], want.dw @ w_k, 1e-14)
+  _close(grads["key"][:, 0], want.dw.T @ w_q, 1e-14)
+  _close(grads["value"][:, 0], want.dw_v, 1e-14)
 
 
 def test_rematerialized_layers_have_the_same_gradients():
@@ -122,9 +139,7 @@ def test_rematerialized_layers_have_the_same_gradients():
   kept = _CONFIG._replace(remat=False)
   got = _value_and_grads(_CONFIG, params, x, targets)
   want = _value_and_grads(kept, params, x, targets)
-  jax.tree.map(
-    functools.partial(np.testing.assert_allclose, atol=1e-10), got, want
-  )
+  _close(got, want, 1e-10)
 
 
 # --- training ---

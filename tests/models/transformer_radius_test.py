@@ -64,6 +64,20 @@ def test_the_radius_is_one_of_logits_as_they_are():
   assert jnp.abs(run() - run(center_keys=True)).max() > 1e-6
 
 
+@pytest.mark.any_x64
+def test_rounding_is_no_false_alarm():
+  """Queries that are their own keys: logits of qk_norm^2, give or take."""
+  config = polynomial(CONFIG, 2, 1.0)
+  x = 100 * jax.random.normal(jax.random.key(7), (2, T, 8), jnp.float32)
+  params = Transformer(config).init(jax.random.key(0), x)
+  layers = params["params"]["layers"]
+  layers["key"] = layers["query"]
+  apply = functools.partial(Transformer(config).apply, return_stats=True)
+  error, (_, stats) = jax.jit(checkify.checkify(apply))(params, x)
+  assert stats.logit_radius.max() > 1
+  error.throw()
+
+
 def test_checked_mode():
   config = polynomial(CONFIG._replace(qk_norm=None), 2, 1e-3)
   params, x = random_params(config), vectors()
