@@ -6,9 +6,10 @@
 cpu, 2 cores that nothing else uses: five minutes, most of it exact attention
 and compilation. Expect "reproduced": times of polynomial attention grow like n
 (slopes 0.85 to 1.2 from n = 4096 on) and exact ones like n^2 (1.8 to 2.3), no
-error is above its bound, and each two degrees more make the gradient at least
-ten times better. smoke: seconds, decides nothing. full, one accelerator,
-minutes: times to n = 2^20.
+error is above its bound, the square of the largest B is a straight line in
+log n, and each two degrees more make the gradient at least ten times better.
+smoke: seconds, decides nothing. full, one accelerator, minutes: times to
+n = 2^20.
 """
 
 import ml_collections
@@ -56,6 +57,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.accepted.linear_slope = (0.85, 1.2)
   config.accepted.quadratic_slope = (1.8, 2.3)
   config.accepted.error_over_bound = (0.0, 1.0)
+  config.accepted.limit_r_squared = 0.99
   config.accepted.gradient_gain = 10.0
   config.accepted.surrogate_over_closed = (0.0, 1.0)
 

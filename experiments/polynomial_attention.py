@@ -318,15 +318,24 @@ def _key(config: Config, n: int) -> jax.Array:
 # --- checks ---
 
 
-def _slopes(config: Config, mode: str, times: dict[str, Any], exact: bool):
-  """Exponents of n from ``slope_from`` on, by contestant."""
+def _slopes(
+  config: Config,
+  mode: str,
+  times: dict[str, Any],
+  exact: bool,
+  most: float = math.inf,
+) -> dict[str, float]:
+  """Exponents of n from ``slope_from`` to ``most``, by contestant."""
   lengths = np.array(_grid(config, mode)[1])
-  first = int(np.argmax(lengths >= config.slope_from))
-  return {
-    name: fit_slope(lengths[first : len(seconds)], seconds[first:]).slope
-    for name, seconds in times.items()
-    if name.startswith("exact") == exact
-  }
+  used = (lengths >= config.slope_from) & (lengths <= most)
+  slopes = {}
+  for name, seconds in times.items():
+    if name.startswith("exact") == exact:
+      # The longest are not timed for all.
+      shown = used[: len(seconds)]
+      x = lengths[: len(seconds)][shown]
+      slopes[name] = fit_slope(x, seconds[shown]).slope
+  return slopes
 
 
 def _slope_checks(
@@ -341,6 +350,12 @@ def _slope_checks(
       for which, extreme in (("least", min), ("greatest", max)):
         label = f"{which} slope of time, {name}, {mode}"
         checks.append(harness.Check(label, extreme(slopes), *accepted))
+    if config.long_lengths:
+      most = config.lengths[-1]
+      slopes = _slopes(config, mode, times[mode], False, most).values()
+      for which, extreme in (("least", min), ("greatest", max)):
+        label = f"{which} slope of time, polynomial, {mode}, to n={most}"
+        checks.append(harness.Check(label, extreme(slopes)))
   return checks
 
 
@@ -393,13 +408,22 @@ def _error_checks(
 def _limit_checks(
   config: Config, limits: dict[str, np.ndarray]
 ) -> list[harness.Check]:
-  return [
-    harness.Check(
-      f"slope of the largest B in log n, relative error {eps:g}",
-      fit_slope(log_n, b).slope,
-    )
-    for eps, log_n, b in zip(config.eps, limits["log_n"], limits["b"])
-  ]
+  checks = []
+  for eps, log_n, b in zip(config.eps, limits["log_n"], limits["b"]):
+    # A straight line, not through 0: degree and radius differ by a constant.
+    r_squared = float(np.corrcoef(log_n, b**2)[0, 1] ** 2)
+    checks += [
+      harness.Check(
+        f"square of the largest B against log n, R squared, error {eps:g}",
+        r_squared,
+        config.accepted.limit_r_squared,
+      ),
+      harness.Check(
+        f"slope of the largest B in log n, relative error {eps:g}",
+        fit_slope(log_n, b).slope,
+      ),
+    ]
+  return checks
 
 
 def _gradient_checks(

@@ -15,11 +15,13 @@ never formed. Source: arXiv 2402.04497, definition 1.2 and section 4.
 """
 
 import functools
+from typing import Any
 
 import jax
 
 from jaxattn import _checks
 from jaxattn.attention.polynomial import polynomial_attention
+from jaxattn.features.coefficients import static_positive
 from jaxattn.softmax.exact import softmax_attention
 
 
@@ -31,7 +33,7 @@ def attention_loss(
   y: jax.Array,
   e: jax.Array,
   *,
-  scale: float | None = None,
+  scale: float | jax.Array | None = None,
 ) -> jax.Array:
   r"""Half the squared distance of attention to a target, as a loss of ``x``.
 
@@ -46,7 +48,7 @@ def attention_loss(
     a3: (m, d3).
     y: (d3, c), the value weights.
     e: (n, c), the target.
-    scale: the factor s; None = 1 / d, as in the source.
+    scale: the factor s; None = 1 / d, as in the source. May be traced.
 
   Returns:
     () of the dtype of ``x``.
@@ -67,7 +69,7 @@ def attention_loss(
     ()
   """
   scale = _check(x, a1, a2, a3, y, e, scale)
-  return _loss(x, a1, a2, a3, y, e, scale=scale)
+  return _loss(x, a1, a2, a3, y, e, scale)
 
 
 def attention_loss_gradient(
@@ -78,7 +80,7 @@ def attention_loss_gradient(
   y: jax.Array,
   e: jax.Array,
   *,
-  scale: float | None = None,
+  scale: float | jax.Array | None = None,
   degree: int | None = None,
   radius: float | None = None,
 ) -> jax.Array:
@@ -95,16 +97,16 @@ def attention_loss_gradient(
     a3: (m, d3).
     y: (d3, c), the value weights.
     e: (n, c), the target.
-    scale: factor on the logits; None = 1 / d, as in the source.
+    scale: factor on the logits; None = 1 / d, as in the source. May be traced.
     degree: even degree of the polynomial; None = exact.
-    radius: bound on the absolute logits; with ``degree`` only.
+    radius: bound on the absolute logits, a static number; with ``degree`` only.
 
   Returns:
     (d, d2), of the dtype of ``x``.
 
   Raises:
-    ValueError: if shapes or dtypes do not fit, or one of ``degree`` and
-      ``radius`` comes without the other.
+    ValueError: if shapes or dtypes do not fit, one of ``degree`` and ``radius``
+      comes without the other, or is out of range.
 
   Cost:
     Exact: O(n m (d2 + c)) time. With a degree: O((n + m) d2 c) times the number
@@ -127,9 +129,10 @@ def attention_loss_gradient(
       "degree and radius must come together, got "
       f"degree={degree}, radius={radius}"
     )
-  return _gradient(
-    x, a1, a2, a3, y, e, scale=scale, degree=degree, radius=radius
-  )
+  if degree is not None and radius is not None:
+    _checks.check_integer("degree", degree, 0, None)
+    radius = static_positive("radius", radius)
+  return _gradient(x, a1, a2, a3, y, e, scale, degree=degree, radius=radius)
 
 
 def _check(
@@ -139,8 +142,9 @@ def _check(
   a3: jax.Array,
   y: jax.Array,
   e: jax.Array,
-  scale: float | None,
-) -> float:
+  scale: Any,
+) -> Any:
+  """Checks the arrays of a loss; returns the factor on its logits."""
   named = {"x": x, "a1": a1, "a2": a2, "a3": a3, "y": y, "e": e}
   for name, array in named.items():
     _checks.check_rank(name, array, 2)
@@ -157,10 +161,10 @@ def _check(
   if scale is None:
     return 1 / a1.shape[1]
   _checks.check_scalar("scale", scale)
-  return float(scale)
+  return scale
 
 
-@functools.partial(jax.jit, static_argnames="scale")
+@jax.jit
 def _loss(
   x: jax.Array,
   a1: jax.Array,
@@ -168,15 +172,14 @@ def _loss(
   a3: jax.Array,
   y: jax.Array,
   e: jax.Array,
-  *,
-  scale: float,
+  scale: Any,
 ) -> jax.Array:
   operands = _one_head(a1 @ x, a2, a3 @ y)
   out = softmax_attention(*operands, scale=scale)
   return ((out[:, 0] - e) ** 2).sum() / 2
 
 
-@functools.partial(jax.jit, static_argnames=("scale", "degree", "radius"))
+@functools.partial(jax.jit, static_argnames=("degree", "radius"))
 def _gradient(
   x: jax.Array,
   a1: jax.Array,
@@ -184,8 +187,8 @@ def _gradient(
   a3: jax.Array,
   y: jax.Array,
   e: jax.Array,
+  scale: Any,
   *,
-  scale: float,
   degree: int | None,
   radius: float | None,
 ) -> jax.Array:

@@ -23,15 +23,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxattn import _checks, _compat
 from jaxattn._dispatch import Branch, dispatch
 from jaxattn.features import _chunks, _scan, maps
 from jaxattn.features.coefficients import polynomial_coefficients
-from jaxattn.features.moments import moment_attention
 from jaxattn.features.monomials import check_feature_count
 from jaxattn.numerics._dtypes import accumulator
+
+# The highest powers of balanced keys stay below 2 to this.
+_MAX_EXPONENT = 64
+# A power of two that float32 has, and its inverse.
+_MAX_STEPS = 120
+# Tokens that the size of queries and keys is read from.
+_SAMPLE = 512
 
 
 def polynomial_attention(
@@ -61,17 +68,21 @@ def polynomial_attention(
 ) -> jax.Array:
   r"""Softmax attention with exp replaced by a polynomial, in linear time.
 
-  Worth it when T and S exceed about 4 C(H + g, g), so for many small heads: at
-  H = 8 and degree 2 from 500 tokens on, at H = 64 from 5000. What error to
-  expect: :func:`jaxattn.features.attention_error_bound` of
+  Worth it when T and S exceed about 4 C(H + g, g), so for many small heads.
+  What error to expect: :func:`jaxattn.features.attention_error_bound` of
   :func:`jaxattn.features.polynomial_error`. How large logits are:
-  :func:`jaxattn.attention.logit_radius`. Nothing checks that they stay within
-  the radius; with an even degree weights stay positive beyond it.
+  :func:`jaxattn.attention.logit_radius`, with the same shift of the keys as
+  here; given the radius, it is the checked mode. Nothing here checks that the
+  logits stay within the radius; with an even degree weights stay positive
+  beyond it.
 
   A common shift of all keys changes no softmax, so that non-causal calls
   subtract the mean of the keys first, which makes most logits smaller. If all
   that is known is a bound on the logits as they are, pass
   ``center_keys=False``: with the shift some may reach twice that.
+
+  Only the logits matter, not how their size is shared between queries and keys:
+  both are multiplied by a power of two, for their features not to overflow.
 
   Args:
     query: (B, T, N, H), or (T, N, H) without a batch; floating.
@@ -90,20 +101,23 @@ def polynomial_attention(
       make use.
     bias: must be None, for the same reason.
     local: weights of the pairs inside a chunk of causal attention: ``"exact"``
-      takes exp, which costs the same, ``"polynomial"`` p, so that the result is
-      that of p everywhere and does not depend on ``chunk_size``.
+      takes exp where a logit is within the radius and p beyond it,
+      ``"polynomial"`` p, or what a sketch makes of it, so that the result is
+      the same kernel everywhere and does not depend on ``chunk_size``.
     center_keys: subtract the mean of the keys that the mask shows. None = where
       that leaks nothing, which is without ``is_causal`` or ``key_shift``.
     key_shift: (K, H) subtracted from the keys, a constant of the model; may be
       used with ``is_causal``.
     backward: ``"surrogate"`` is the gradient of what the forward computes.
       ``"closed_form"`` puts the approximate weights into the exact formula:
-      closer to the gradient of exact attention at an equal degree, but H times
-      dearer, and not the gradient of this function.
+      closer to the gradient of exact attention at an equal degree, but of H
+      times as many products, and not the gradient of this function.
     sketch_dim: None, or number of random features to take for each degree from
-      2 on instead of all monomials, for large H: unbiased, with an error of
-      about 1 / sqrt(sketch_dim) of the product of the norms to the power g.
-      Weights can be negative. Needs ``rng``; see
+      2 on instead of all monomials, for large H. Each weight is unbiased, with
+      an error of about 1 / sqrt(sketch_dim) of the product of the norms to the
+      power g, and can be negative. Where their sum is less than the radius
+      promises, all keys get more alike; the output, a ratio, is biased, and can
+      leave the range of the values. Needs ``rng``; see
       :func:`jaxattn.features.sketched_map`.
     rng: key of the sketch.
     allow_odd: permit odd degrees, whose weights change sign just left of -R.
@@ -120,8 +134,9 @@ def polynomial_attention(
 
   Cost:
     (T + S) m (Hv + 1) multiply-adds a head with m = C(H + g, g), and T c
-    (H + Hv) more in causal calls with chunks of c = 64 to 128; the
-    gradient about twice that. O(T + S) memory and m (Hv + 1) a head.
+    (H + Hv) more in causal calls with chunks of c = 64 to 128; the gradient
+    a few times that. O(T + S) memory and m (Hv + 1) a head, or H times
+    that for the closed form. With a sketch m is its number of features.
 
   Source:
     arXiv 2302.13214, theorem 1.1; arXiv 2402.04497, theorem 1.3, for
@@ -147,21 +162,22 @@ def polynomial_attention(
     _checks.check_scalar("scale", scale)
   if chunk_size is not None:
     _checks.check_integer("chunk_size", chunk_size, 1, None)
-  center_keys = _check_shift(center_keys, key_shift, is_causal)
-  if key_shift is not None:
-    key_shift = jnp.asarray(key_shift, arrays[1].dtype)
-    shape = (sizes.num_kv_heads, sizes.head_dim)
-    _checks.check_shape("key_shift", key_shift, shape, "(K, H)")
-  _check_sketch(sketch_dim, rng, local, backward, is_causal)
+  key_shift = None if key_shift is None else jnp.asarray(key_shift)
+  check_shift(arrays[1], center_keys, key_shift, is_causal)
+  if center_keys is None:
+    center_keys = not is_causal and key_shift is None
+  _check_sketch(sketch_dim, rng, backward)
   _checks.check_choice(
     "coefficients", coefficients, ("minimax", "taylor", "gaussian")
   )
   polynomial = polynomial_coefficients(
     degree, radius, kind=coefficients, sigma=sigma
   )
+  exact_local = is_causal and local == "exact"
   spec = _chunks.Spec(
     coefficients=tuple(map(float, polynomial)),
-    exact_local=is_causal and local == "exact",
+    radius=float(radius) if exact_local or sketch_dim is not None else None,
+    exact_local=exact_local,
     closed_form=backward == "closed_form",
     is_causal=is_causal,
     chunk_size=chunk_size,
@@ -197,9 +213,10 @@ def _check_degree(
     check_feature_count(dim, degree)
 
 
-def _check_shift(
-  center_keys: bool | None, key_shift: Any, is_causal: bool
-) -> bool:
+def check_shift(
+  key: jax.Array, center_keys: bool | None, key_shift: Any, is_causal: bool
+) -> None:
+  """Checks how the keys (..., S, K, H) are to be shifted."""
   _checks.check_choice("center_keys", center_keys, (None, False, True))
   if center_keys and is_causal:
     raise ValueError(
@@ -208,14 +225,11 @@ def _check_shift(
     )
   if center_keys and key_shift is not None:
     raise ValueError("center_keys must not be True with a key_shift")
-  if center_keys is None:
-    return not is_causal and key_shift is None
-  return center_keys
+  if key_shift is not None:
+    _checks.check_shape("key_shift", key_shift, key.shape[-2:], "(K, H)")
 
 
-def _check_sketch(
-  sketch_dim: Any, rng: Any, local: str, backward: str, is_causal: bool
-) -> None:
+def _check_sketch(sketch_dim: Any, rng: Any, backward: str) -> None:
   if sketch_dim is None:
     if rng is not None:
       raise ValueError("rng must be None without sketch_dim")
@@ -227,8 +241,6 @@ def _check_sketch(
     raise ValueError(
       f"backward must be 'surrogate' with a sketch, got {backward!r}"
     )
-  if is_causal and local == "exact":
-    raise ValueError("local must be 'polynomial' with a sketch, got 'exact'")
 
 
 @functools.partial(
@@ -249,31 +261,137 @@ def _polynomial_attention(
 ) -> jax.Array:
   dtype = accumulator(query.dtype)
   q, k, v = (x.astype(dtype) for x in (query, key, value))
-  if key_shift is not None:
-    k -= key_shift.astype(dtype)[None, None]
-  k = _chunks.hide(k, key_mask)
-  if center_keys:
-    k = _chunks.hide(k - _mean(k, key_mask), key_mask)
+  k = shift_keys(k, key_mask, key_shift, center_keys)
   scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-  scale = jnp.asarray(scale, dtype)
-  if sketch_dim is not None:
-    assert rng is not None
-    assert spec.coefficients is not None
-    sketch = maps.sketched_map(rng, q.shape[-1], spec.coefficients, sketch_dim)
-    phi_q, phi_k = (maps.apply_feature_map(sketch, x) for x in (q * scale, k))
-    out = moment_attention(
-      phi_q,
-      phi_k,
-      v,
-      key_mask=key_mask,
-      is_causal=spec.is_causal,
-      chunk_size=spec.chunk_size,
-      precision=spec.precision,
-    )
+  assert spec.coefficients is not None
+  degree = len(spec.coefficients) - 1
+  shown = _sample(k) if key_mask is None else k
+  q, k = _balanced(q * jnp.asarray(scale, dtype), k, shown, degree)
+  v = _chunks.hide(_chunks.ones_column(v), key_mask)
+  if sketch_dim is None:
+    out = _scan.attend(q, k, v, spec)
   else:
-    v = _chunks.hide(_chunks.ones_column(v), key_mask)
-    out = _scan.attend(q * scale, k, v, spec)
+    assert rng is not None
+    sketch = maps.sketched_map(rng, q.shape[-1], spec.coefficients, sketch_dim)
+    out = _sketched_attention(q, k, v, spec, sketch)
   return out.astype(query.dtype)
+
+
+def _sketched_attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  spec: _chunks.Spec,
+  sketch: maps.FeatureMap,
+) -> jax.Array:
+  """Attention by random features, values (B, S, K, Hv + 1) with ones last.
+
+  Where the sum of weights falls short of what the radius promises, all keys
+  that are seen share what is missing evenly: weights still sum to one.
+  """
+  sums = spec._replace(normalize=False)
+  # The last column of the values is left out of what is not normalized.
+  sums = _scan.attend(query, key, _chunks.ones_column(value), sums, sketch)
+  out, denominator = sums[..., :-1], sums[..., -1:]
+  least, mean_value = _promised(query, key, value, spec)
+  missing = jnp.maximum(least - denominator, 0)
+  denominator += missing
+  return (out + missing * mean_value) / jnp.where(
+    denominator == 0, 1, denominator
+  )
+
+
+def _promised(
+  query: jax.Array, key: jax.Array, value: jax.Array, spec: _chunks.Spec
+) -> tuple[jax.Array, jax.Array]:
+  """Least sum of weights (B, T, N, 1) by the radius, and mean of the values.
+
+  The mean of exp of the logits is no less than exp of their mean, for which the
+  mean of the keys will do.
+  """
+  assert spec.radius is not None
+  total = jnp.concatenate([key, value], -1)
+  if spec.is_causal:
+    total = jnp.cumsum(_chunks.fit(total, query.shape[1], 1), 1)
+  else:
+    total = total.sum(1, keepdims=True)
+  total = jnp.repeat(total, query.shape[2] // key.shape[2], 2)
+  seen = total[..., -1:]
+  mean = total[..., :-1] / jnp.maximum(seen, 1)
+  mean_key, mean_value = jnp.split(mean, [key.shape[-1]], -1)
+  logits = (query * mean_key).sum(-1, keepdims=True)
+  logits = jnp.clip(logits, -spec.radius, spec.radius)
+  return _least_ratio(spec) * seen * jnp.exp(logits), mean_value
+
+
+def _least_ratio(spec: _chunks.Spec) -> float:
+  """Least ratio of a weight to exp within the radius; 0 if it is negative."""
+  assert spec.radius is not None
+  assert spec.coefficients is not None
+  x = np.linspace(-spec.radius, spec.radius, 1001)
+  weights = np.polynomial.polynomial.polyval(x, spec.coefficients)
+  return max(0.0, float((weights * np.exp(-x)).min()))
+
+
+def _balanced(
+  query: jax.Array, key: jax.Array, shown: jax.Array, degree: int
+) -> tuple[jax.Array, jax.Array]:
+  """Shares the size of the logits evenly between queries and keys.
+
+  Both are multiplied by powers of two, with product 1, so that no bit of a
+  result changes unless something overflows: nothing is told of the future.
+
+  Args:
+    query: (B, T, N, H).
+    key: (B, S, K, H).
+    shown: some of the keys, to tell their size from.
+    degree: g, the highest power that is taken.
+  """
+  b, t, n, d = query.shape
+  kv = key.shape[2]
+  grouped = query.reshape(b, t, kv, n // kv, d)
+  of_query = _root_mean_square(_sample(grouped), (1, 3, 4))
+  of_key = _root_mean_square(shown, (1, 3))
+  # An outlier among the queries must not push the keys out of range.
+  bound = 2.0 ** (_MAX_EXPONENT // max(degree, 1))
+  target = jnp.clip(jnp.sqrt(of_query * of_key), 1 / bound, bound)
+  factor = _power_of_two(of_key / target)[:, None, :, None]
+  query = (grouped * factor[..., None]).reshape(query.shape)
+  return query, key * (1 / factor)
+
+
+def _sample(x: jax.Array) -> jax.Array:
+  """Evenly spaced tokens of (B, T, ...): a pass over all would be felt."""
+  return x[:, :: max(1, x.shape[1] // _SAMPLE)]
+
+
+def _root_mean_square(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+  x = lax.stop_gradient(x)
+  return jnp.sqrt((x * x).mean(axes))
+
+
+def _power_of_two(x: jax.Array) -> jax.Array:
+  """Rounded down to one; 1 for what is not positive and finite."""
+  inside = (x > 2.0**-_MAX_STEPS) & (x < 2.0**_MAX_STEPS)
+  exponent = jnp.asarray(jnp.inf, x.dtype).view(f"int{8 * x.dtype.itemsize}")
+  bits = x.view(exponent.dtype) & exponent
+  # By bits, as this is done for each entry anew: loops are fused.
+  return jnp.where(inside, bits.view(x.dtype), 1)
+
+
+def shift_keys(
+  key: jax.Array,
+  key_mask: jax.Array | None,
+  key_shift: Any,
+  center_keys: bool,
+) -> jax.Array:
+  """Keys (B, S, K, H) less a constant (K, H), or their mean; 0 if hidden."""
+  if key_shift is not None:
+    key = key - jnp.asarray(key_shift, key.dtype)[None, None]
+  key = _chunks.hide(key, key_mask)
+  if center_keys:
+    key = _chunks.hide(key - _mean(key, key_mask), key_mask)
+  return key
 
 
 def _mean(key: jax.Array, key_mask: jax.Array | None) -> jax.Array:

@@ -15,6 +15,8 @@ from jax.experimental import checkify
 
 from jaxattn import _checks
 from jaxattn.attention import _rows
+from jaxattn.attention.polynomial import check_shift, shift_keys
+from jaxattn.numerics._dtypes import accumulator
 
 # Keys visited at a time; memory and speed only.
 _CHUNK_SIZE = 1024
@@ -28,6 +30,9 @@ def logit_radius(
   scale: float | jax.Array | None = None,
   is_causal: bool = False,
   mask: jax.Array | None = None,
+  key_mask: jax.Array | None = None,
+  center_keys: bool = False,
+  key_shift: jax.Array | None = None,
   chunk_size: int | None = None,
 ) -> jax.Array:
   """Largest absolute logit among the pairs that attend to each other.
@@ -36,6 +41,10 @@ def logit_radius(
   ``jax.experimental.checkify.checkify`` one that exceeds it raises; elsewhere
   the comparison does nothing and costs nothing.
 
+  ``polynomial_attention`` is promised a radius of the logits after its shift of
+  the keys: by their mean if it is neither causal nor given another shift. Pass
+  the same here.
+
   Args:
     query: (B, T, N, H), or (T, N, H) without a batch; floating.
     key: (B, S, K, H). K divides N: each key head serves N / K query heads.
@@ -43,6 +52,10 @@ def logit_radius(
     scale: factor on the logits; None = 1 / sqrt(H). May be traced.
     is_causal: query t sees keys 0 to t.
     mask: boolean, broadcastable to (B, N, T, S); True = attend.
+    key_mask: boolean (B, S); True = attend.
+    center_keys: subtract the mean of the keys that ``key_mask`` shows; not with
+      ``is_causal`` or ``key_shift``.
+    key_shift: (K, H) subtracted from the keys.
     chunk_size: keys visited at a time; None = 1024. Memory and speed only.
 
   Returns:
@@ -74,17 +87,28 @@ def logit_radius(
     the logits reach 16.0, beyond the promised radius 10.0
   """
   query, key = jnp.asarray(query), jnp.asarray(key)
-  mask = None if mask is None else jnp.asarray(mask)
-  _checks.check_attention(query, key, key, mask=mask)
+  mask, key_mask, key_shift = (
+    None if x is None else jnp.asarray(x) for x in (mask, key_mask, key_shift)
+  )
+  _checks.check_attention(query, key, key, mask=mask, key_mask=key_mask)
   _rows.check_options(scale, is_causal, chunk_size)
+  _checks.check_choice("center_keys", center_keys, (False, True))
+  check_shift(key, center_keys, key_shift, is_causal)
   if radius is not None:
     _checks.check_scalar("radius", radius)
     _checks.check_positive("radius", radius)
-  operands = map(_checks.four_dims, (query, key, mask))
+  query, key, mask = map(_checks.four_dims, (query, key, mask))
+  if key_mask is not None:
+    key_mask = key_mask.reshape(key.shape[:2])
   largest = _logit_radius(
-    *operands,
+    query,
+    key,
+    mask,
+    key_mask,
+    key_shift,
     scale,
     is_causal=is_causal,
+    center_keys=center_keys,
     chunk_size=_CHUNK_SIZE if chunk_size is None else chunk_size,
   )
   if radius is not None:
@@ -108,17 +132,27 @@ def check_radius(largest: jax.Array, radius: float | jax.Array) -> None:
   )
 
 
-@functools.partial(jax.jit, static_argnames=("is_causal", "chunk_size"))
+@functools.partial(
+  jax.jit, static_argnames=("is_causal", "center_keys", "chunk_size")
+)
 def _logit_radius(
   query: jax.Array,
   key: jax.Array,
   mask: jax.Array | None,
+  key_mask: jax.Array | None,
+  key_shift: jax.Array | None,
   scale: Any,
   *,
   is_causal: bool,
+  center_keys: bool,
   chunk_size: int,
 ) -> jax.Array:
   query, key, scale = lax.stop_gradient((query, key, scale))
+  if center_keys or key_shift is not None:
+    # Not rounded to 16 bits again.
+    query, key = (x.astype(accumulator(x.dtype)) for x in (query, key))
+  # A hidden key is 0 then, and so are its logits.
+  key = shift_keys(key, key_mask, lax.stop_gradient(key_shift), center_keys)
   call = _rows.rows(query, key, mask, scale=scale, is_causal=is_causal)
 
   def first(logits: jax.Array, start: Any) -> jax.Array:

@@ -1,6 +1,7 @@
 """Pieces of prefix sums of features: blocks of features, chunks of tokens."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from jaxattn import _compat
-from jaxattn.features import monomials
+from jaxattn.features import maps, monomials
 
 # Features of a chunk, all heads of a group together: 4 MiB of float32.
 CHUNK_FEATURES = 1 << 20
@@ -26,7 +27,9 @@ class Spec(NamedTuple):
   Attributes:
     coefficients: of the polynomial kernel; None = inputs are features already,
       and the kernel is their inner product.
-    exact_local: use exp for pairs inside a chunk of causal attention.
+    radius: largest absolute logit that is promised; None = none is needed.
+    exact_local: use exp for pairs inside a chunk of causal attention whose
+      logit is within the radius.
     closed_form: put the weights into the exact formula of the gradient, instead
       of differentiating the kernel; right for a kernel near exp.
     is_causal: query t sees keys 0 to t.
@@ -34,9 +37,12 @@ class Spec(NamedTuple):
     min_denominator: least size of that sum.
     chunk_size: tokens at a time; None = chosen from sizes.
     precision: of the matrix products.
+    sketch: random features of the polynomial kernel in place of monomials. As
+      it holds arrays, it is set only inside of what is given the others.
   """
 
   coefficients: tuple[float, ...] | None = None
+  radius: float | None = None
   exact_local: bool = False
   closed_form: bool = False
   is_causal: bool = False
@@ -44,22 +50,29 @@ class Spec(NamedTuple):
   min_denominator: float = 0.0
   chunk_size: int | None = None
   precision: Any = None
+  sketch: maps.FeatureMap | None = None
 
   def features(self, x: jax.Array) -> tuple[jax.Array, ...]:
     """(..., d, c) -> blocks of (..., m, c)."""
+    if self.sketch is not None:
+      x = maps.apply_feature_map(self.sketch, jnp.swapaxes(x, -1, -2))
+      return (jnp.swapaxes(x, -1, -2),)
     if self.coefficients is None:
       return (x,)
     return monomials.monomial_blocks(x, len(self.coefficients) - 1)
 
   def num_features(self, dim: int) -> int:
     """M, from d."""
+    if self.sketch is not None:
+      x = jax.ShapeDtypeStruct((dim, 1), jnp.float32)
+      return jax.eval_shape(self.features, x)[0].shape[0]
     if self.coefficients is None:
       return dim
     return monomials.feature_count(dim, len(self.coefficients) - 1)
 
   def weigh(self, moments: jax.Array, dim: int) -> jax.Array:
     """Multiplies (..., m, v) by the weights of the features."""
-    if self.coefficients is None:
+    if self.coefficients is None or self.sketch is not None:
       return moments
     weights = _weights(dim, self.coefficients)
     return moments * jnp.asarray(weights, moments.dtype).reshape(
@@ -68,10 +81,21 @@ class Spec(NamedTuple):
 
   def local(self, logits: jax.Array) -> jax.Array:
     """The kernel of a pair inside a chunk, from its inner product."""
-    if self.exact_local:
-      return jnp.exp(logits)
-    if self.coefficients is None:
+    if not self.exact_local:
+      return self._kernel(logits)
+    assert self.radius is not None
+    # Beyond the radius exp would outgrow the weights of all other chunks.
+    inside = jnp.abs(logits) <= self.radius
+    exact = jnp.exp(jnp.where(inside, logits, 0))
+    return jnp.where(inside, exact, self._polynomial(logits))
+
+  def _kernel(self, logits: jax.Array) -> jax.Array:
+    if self.coefficients is None or self.sketch is not None:
       return logits
+    return self._polynomial(logits)
+
+  def _polynomial(self, logits: jax.Array) -> jax.Array:
+    assert self.coefficients is not None
     total = jnp.full_like(logits, self.coefficients[-1])
     for c in self.coefficients[-2::-1]:
       total = total * logits + jnp.asarray(c, logits.dtype)
@@ -86,6 +110,9 @@ def _weights(dim: int, coefficients: tuple[float, ...]) -> np.ndarray:
 
 def local_weights(q: jax.Array, k: jax.Array, spec: Spec) -> jax.Array:
   """(P, G, c, c) kernel of the pairs in a chunk, 0 above the diagonal."""
+  if spec.sketch is not None and not spec.exact_local:
+    (phi,), (k,) = spec.features(flat(q)), spec.features(k)
+    q = phi.reshape(*phi.shape[:2], *q.shape[2:])
   logits = products("pdgt,pds->pgts", q, k, spec)
   return lower(spec.local(lower(logits)))
 
@@ -95,17 +122,33 @@ def lower(x: jax.Array) -> jax.Array:
   return jnp.where(jnp.tri(x.shape[-1], dtype=bool)[None, None], x, 0)
 
 
-def moments(key: jax.Array, value: jax.Array, spec: Spec) -> jax.Array:
-  """(P, d, S), (P, v, S) -> (P, m, v), unweighted."""
-  chunk, num = chunk_sizes(key, spec)
+def values(x: jax.Array, v: jax.Array) -> jax.Array:
+  """The columns of ordinary moments: what is summed with the features of x."""
+  del x
+  return v
+
+
+def pairs(x: jax.Array, v: jax.Array) -> jax.Array:
+  """(P, d, c), (P, v, c) -> (P, d * v, c), columns of the closed form."""
+  product = x[:, :, None] * v[:, None]
+  return product.reshape(x.shape[0], -1, x.shape[2])
+
+
+def moments(
+  key: jax.Array,
+  value: jax.Array,
+  spec: Spec,
+  columns: Callable[[jax.Array, jax.Array], jax.Array] = values,
+) -> jax.Array:
+  """(P, d, S), (P, v, S) -> (P, m, v), unweighted; other columns, other v."""
+  start = no_moments(columns, key, value, spec, key, value)
+  chunk, num = chunk_sizes(key, spec, start.shape[2])
   key, value = (fit(x, chunk * num, 2) for x in (key, value))
 
   def step(total: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
     k, v = (at(x, i, chunk) for x in (key, value))
-    return total + outer(spec.features(k), v, spec), None
+    return total + outer(spec.features(k), columns(k, v), spec), None
 
-  shape = (key.shape[0], spec.num_features(key.shape[1]), value.shape[1])
-  start = zeros(shape, key, value)
   return scan(step, start, num)[0]
 
 
@@ -113,7 +156,7 @@ def sums(query: jax.Array, weighted: jax.Array, spec: Spec) -> jax.Array:
   """(P, d, G, T), (P, m, v) -> (P, v, G, T)."""
   p, d, g, t = query.shape
   query = query.reshape(p, d, g * t)
-  chunk, num = chunk_sizes(query, spec)
+  chunk, num = chunk_sizes(query, spec, weighted.shape[2])
   query = fit(query, chunk * num, 2)
 
   def step(_: None, i: jax.Array) -> tuple[None, jax.Array]:
@@ -156,12 +199,18 @@ def _split(weighted: jax.Array, phi: Blocks) -> list[jax.Array]:
   return jnp.split(weighted, ends, axis=1)
 
 
-def chunk_sizes(x: jax.Array, spec: Spec) -> tuple[int, int]:
-  """Tokens in a chunk of x (P, d, L), and number of chunks."""
+def chunk_sizes(x: jax.Array, spec: Spec, width: int) -> tuple[int, int]:
+  """Tokens in a chunk of x (P, d, L), and number of chunks.
+
+  Args:
+    x: what features are made of.
+    spec: static facts.
+    width: numbers a token that features are multiplied with, or make.
+  """
   p, d, length = x.shape
   chunk = spec.chunk_size
   if chunk is None:
-    chunk = CHUNK_FEATURES // (p * spec.num_features(d))
+    chunk = CHUNK_FEATURES // (p * max(spec.num_features(d), width))
     chunk = max(MIN_CHUNK, min(_MAX_CHUNK, chunk))
   num = -(-length // chunk)
   # Even chunks, so that little is padded.
@@ -266,6 +315,19 @@ def zeros(shape: tuple[int, ...], *like: jax.Array) -> jax.Array:
   return _compat.full_varying(
     shape, 0, like[0].dtype, _compat.varying_axes(like)
   )
+
+
+def no_moments(
+  columns: Callable[[jax.Array, jax.Array], jax.Array],
+  key: jax.Array,
+  value: jax.Array,
+  spec: Spec,
+  *like: jax.Array,
+) -> jax.Array:
+  """(P, m, v) zeros to add moments to, v the number of ``columns``."""
+  p, d, _ = key.shape
+  width = columns(key[..., :1], value[..., :1]).shape[1]
+  return zeros((p, spec.num_features(d), width), *like)
 
 
 def ones_column(value: jax.Array) -> jax.Array:

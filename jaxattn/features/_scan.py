@@ -24,12 +24,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxattn import _compat
-from jaxattn.features import _chunks, _scan_grad
+from jaxattn.features import _chunks, _scan_grad, maps
 from jaxattn.features._chunks import Spec
+from jaxattn.numerics._sizes import largest_divisor
 
 
 def attend(
-  query: jax.Array, key: jax.Array, value: jax.Array, spec: Spec
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  spec: Spec,
+  sketch: maps.FeatureMap | None = None,
 ) -> jax.Array:
   """Attention in the public layout, all in the accumulation dtype.
 
@@ -38,6 +43,7 @@ def attend(
     key: (B, S, K, d), 0 where hidden.
     value: (B, S, K, v), with the column of ones last; 0 where hidden.
     spec: static facts.
+    sketch: random features of the kernel, without a gradient.
 
   Returns:
     (B, T, N, v - 1); 0 for a query that sees no key.
@@ -53,58 +59,69 @@ def attend(
     x.transpose(0, 2, 3, 1).reshape(b * kv, x.shape[-1], -1)
     for x in (key, value)
   )
-  out = _over_groups(query, key, value, spec)
+  out = _over_groups((query, key, value), sketch, spec)
   out = out.reshape(b, kv, -1, g, t).transpose(0, 4, 1, 3, 2)
   return out.reshape(b, t, n, -1)
 
 
-def _over_groups(
-  query: jax.Array, key: jax.Array, value: jax.Array, spec: Spec
-) -> jax.Array:
+def _over_groups(operands: Any, sketch: Any, spec: Spec) -> jax.Array:
   """Group by group, so that the features of a chunk stay in cache."""
+  query, key, *_ = operands
   pairs, d = key.shape[:2]
   smallest = spec.chunk_size or _chunks.MIN_CHUNK
-  size = spec.num_features(d) * smallest * query.shape[2]
-  at_most = max(1, _chunks.CHUNK_FEATURES // size)
-  group = max(n for n in range(1, min(pairs, at_most) + 1) if pairs % n == 0)
+  num_features = spec._replace(sketch=sketch).num_features(d)
+  size = num_features * smallest * query.shape[2]
+  group = largest_divisor(pairs, _chunks.CHUNK_FEATURES // size)
   if group == pairs:
-    return _attend(query, key, value, spec)
-  arrays = [x.reshape(-1, group, *x.shape[1:]) for x in (query, key, value)]
-  out = lax.map(lambda x: _attend(*x, spec), tuple(arrays))
+    return _attend(*operands, sketch, spec)
+  operands = jax.tree.map(
+    lambda x: x.reshape(-1, group, *x.shape[1:]), operands
+  )
+  out = lax.map(lambda x: _attend(*x, sketch, spec), operands)
   return out.reshape(pairs, *out.shape[2:])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _attend(
-  query: jax.Array, key: jax.Array, value: jax.Array, spec: Spec
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  sketch: maps.FeatureMap | None,
+  spec: Spec,
 ) -> jax.Array:
   """(P, d, G, T), (P, d, S), (P, v, S) -> (P, v - 1, G, T)."""
-  return _attend_fwd(query, key, value, spec)[0]
+  return _attend_fwd(query, key, value, sketch, spec)[0]
 
 
 def _attend_fwd(
-  query: jax.Array, key: jax.Array, value: jax.Array, spec: Spec
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  sketch: maps.FeatureMap | None,
+  spec: Spec,
 ) -> tuple[jax.Array, Any]:
+  spec = spec._replace(sketch=sketch)
   if spec.is_causal:
     total, summed = None, _causal_sums(query, key, value, spec)
   else:
     total = _chunks.moments(key, value, spec)
     summed = _chunks.sums(query, spec.weigh(total, key.shape[1]), spec)
   out, denominator = _divide(summed, spec)
-  return out, (query, key, value, total, out, denominator)
+  return out, (query, key, value, sketch, total, out, denominator)
 
 
 def _attend_bwd(
   spec: Spec, residuals: Any, cotangent: jax.Array
-) -> tuple[jax.Array, ...]:
-  query, key, value, total, out, denominator = residuals
+) -> tuple[jax.Array | None, ...]:
+  query, key, value, sketch, total, out, denominator = residuals
+  spec = spec._replace(sketch=sketch)
   summed = _divide_bwd(cotangent, out, denominator, spec)
   if spec.is_causal:
     grads = _scan_grad.causal_bwd(query, key, value, summed, spec)
   else:
     grads = _scan_grad.full_bwd(query, key, value, total, summed, spec)
   primals = query, key, value
-  return tuple(map(_compat.sum_like, grads, primals))
+  return *map(_compat.sum_like, grads, primals), None
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)

@@ -1,5 +1,6 @@
 """Gradients of attention by prefix sums of features."""
 
+import functools
 from typing import Any
 
 import jax
@@ -20,12 +21,12 @@ def full_bwd(
   p, d, g, t = query.shape
   rows = query.reshape(p, d, g * t), summed.reshape(p, -1, g * t)
   if spec.closed_form:
-    total = _chunks.moments(key, _pairs(key, value), spec)
+    total = _chunks.moments(key, value, spec, _chunks.pairs)
   d_query, _, d_total = _pull(*rows, spec.weigh(total, d), spec)
   d_total = spec.weigh(d_total, d)
   if spec.closed_form:
-    pairs = spec.weigh(_chunks.moments(rows[0], _pairs(*rows), spec), d)
-    d_key, *_ = _pull(key, value, pairs, spec)
+    pairs = _chunks.moments(*rows, spec, _chunks.pairs)
+    d_key, *_ = _pull(key, value, spec.weigh(pairs, d), spec)
     d_value = _chunks.sums(key[:, :, None], d_total, spec)[:, :, 0]
   else:
     d_key, d_value, _ = _pull(key, value, d_total, spec)
@@ -44,21 +45,25 @@ def _pull(
     spec: static facts.
 
   Returns:
-    Gradient (P, d, L) of ``sum_c phi(x_c) . weighted . v_c``, the sums
-    ``weighted^T phi(x)``, and the moments (P, m, v) of x and v.
+    Gradient (P, d, L) of ``sum_c phi(x_c) . weighted . v_c``; the sums
+    ``weighted^T phi(x)`` (P, v, L), None for the closed form; and the moments
+    (P, m, v) of x and v.
   """
   size = x.shape[2]
-  chunk, num = _chunks.chunk_sizes(x, spec)
+  chunk, num = _chunks.chunk_sizes(x, spec, weighted.shape[2])
   x, v = (_chunks.fit(y, chunk * num, 2) for y in (x, v))
 
   def step(total: jax.Array, i: jax.Array) -> tuple[jax.Array, Any]:
     x_chunk, v_chunk = _chunks.at(x, i, chunk), _chunks.at(v, i, chunk)
     d_x, sums, phi = _pull_chunk(x_chunk, v_chunk, weighted, spec)
-    return total + _chunks.outer(phi, v_chunk, spec), (d_x, sums)
+    # Of all tokens, those of the closed form would be d times the values.
+    kept = None if spec.closed_form else sums
+    return total + _chunks.outer(phi, v_chunk, spec), (d_x, kept)
 
   start = _chunks.zeros((*weighted.shape[:2], v.shape[1]), x, v, weighted)
   total, parts = _chunks.scan(step, start, num)
-  return *(_chunks.join(y, size) for y in parts), total
+  d_x, sums = jax.tree.map(lambda y: _chunks.join(y, size), parts)
+  return d_x, sums, total
 
 
 def _pull_chunk(
@@ -73,17 +78,6 @@ def _pull_chunk(
   return pull(_chunks.back(weighted, v, phi, spec))[0], sums, phi
 
 
-def _pairs(x: jax.Array, v: jax.Array) -> jax.Array:
-  """(P, d, L), (P, v, L) -> (P, d * v, L)."""
-  pairs = x[:, :, None] * v[:, None]
-  return pairs.reshape(x.shape[0], -1, x.shape[2])
-
-
-def _values(x: jax.Array, v: jax.Array) -> jax.Array:
-  del x
-  return v
-
-
 def causal_bwd(
   query: jax.Array,
   key: jax.Array,
@@ -95,12 +89,11 @@ def causal_bwd(
   cut = _chunks.staircase(query, value, spec)
   arrays = tuple(cut.fold(x) for x in (query, key, value, summed))
   # What the features are multiplied with: for keys first, for values last.
-  columns = (_pairs, _values) if spec.closed_form else (_values,)
+  columns = (_chunks.values,)
+  if spec.closed_form:
+    columns = (_chunks.pairs, _chunks.values)
   starts = tuple(
-    _chunks.zeros(
-      (key.shape[0], spec.num_features(d), column(key, value).shape[1]),
-      *(query, key, value, summed),
-    )
+    _chunks.no_moments(column, key, value, spec, query, key, value, summed)
     for column in columns
   )
 
@@ -138,16 +131,13 @@ def _local_bwd(
   q: jax.Array, k: jax.Array, v: jax.Array, dy: jax.Array, spec: Spec
 ) -> tuple[jax.Array, ...]:
   """Gradients of q, k and v from the pairs in a chunk."""
-  logits = _chunks.lower(_chunks.products("pdgt,pds->pgts", q, k, spec))
-  weights, pull = jax.vjp(spec.local, logits)
-  weights = _chunks.lower(weights)
-  d_weights = _chunks.lower(_chunks.products("pvs,pvgt->pgts", v, dy, spec))
+  local_weights = functools.partial(_chunks.local_weights, spec=spec)
+  weights, pull = jax.vjp(local_weights, q, k)
+  d_weights = _chunks.products("pvs,pvgt->pgts", v, dy, spec)
   if spec.closed_form:
     d_logits = weights * d_weights
+    d_q = _chunks.products("pgts,pds->pdgt", d_logits, k, spec)
+    d_k = _chunks.products("pgts,pdgt->pds", d_logits, q, spec)
   else:
-    d_logits = pull(d_weights)[0]
-  return (
-    _chunks.products("pgts,pds->pdgt", d_logits, k, spec),
-    _chunks.products("pgts,pdgt->pds", d_logits, q, spec),
-    _chunks.products("pvgt,pgts->pvs", dy, weights, spec),
-  )
+    d_q, d_k = pull(d_weights)
+  return d_q, d_k, _chunks.products("pvgt,pgts->pvs", dy, weights, spec)

@@ -123,7 +123,8 @@ def polynomial_error(coefficients: ArrayLike, radius: float) -> float:
     radius: R > 0, a static number.
 
   Returns:
-    The error on a grid of 4001 points with both ends.
+    The error on a grid of 4001 points with both ends; infinite where it
+    overflows.
 
   Raises:
     ValueError: if ``coefficients`` is empty or no vector, or ``radius`` not a
@@ -139,16 +140,14 @@ def polynomial_error(coefficients: ArrayLike, radius: float) -> float:
     >>> print(round(polynomial_error([1.0, 1.0, 0.5], 1.0), 4))
     0.3591
   """
-  coefficients = np.asarray(coefficients, np.float64)
-  if coefficients.ndim != 1 or not coefficients.size:
-    raise ValueError(
-      "coefficients must be a vector of at least one number, got shape "
-      f"{coefficients.shape}"
-    )
+  coefficients = read_coefficients(coefficients)
   radius = static_positive("radius", radius)
   x = np.linspace(-radius, radius, _GRID)
   values = np.polynomial.polynomial.polyval(x, coefficients)
-  return float(np.abs(values * np.exp(-x) - 1).max())
+  # Where exp(-x) is too large for a float64, so is the error, but at a root.
+  with np.errstate(over="ignore", invalid="ignore"):
+    ratio = np.where(values == 0, 0, values * np.exp(-x))
+  return float(np.abs(ratio - 1).max())
 
 
 def degree_for(
@@ -287,6 +286,27 @@ def attention_error_bound(
   eps = jnp.asarray(eps, value.dtype)
   share = eps / (1 + jnp.sqrt(1 - eps * eps))
   return (value.max(-3) - value.min(-3)) * share
+
+
+def read_coefficients(coefficients: ArrayLike) -> np.ndarray:
+  """Reads the coefficients of a polynomial, constant first.
+
+  Args:
+    coefficients: (g + 1,) numbers, on the host.
+
+  Returns:
+    The same in float64.
+
+  Raises:
+    ValueError: if there are none, or they are no vector.
+  """
+  coefficients = np.asarray(coefficients, np.float64)
+  if coefficients.ndim != 1 or not coefficients.size:
+    raise ValueError(
+      "coefficients must be a vector of at least one number, got shape "
+      f"{coefficients.shape}"
+    )
+  return coefficients
 
 
 def static_positive(name: str, value: float) -> float:

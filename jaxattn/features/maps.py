@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxattn import _checks
+from jaxattn.features.coefficients import read_coefficients
 from jaxattn.features.monomials import taylor_features
 from jaxattn.numerics._dtypes import accumulator
 from jaxattn.sketch import (
@@ -196,10 +197,11 @@ def sketched_map(
   *,
   method: str = "tensor_sketch",
 ) -> FeatureMap:
-  r"""Draws features of a polynomial of the inner product, unbiased.
+  r"""Draws features of a polynomial of the inner product.
 
   .. math:: E\, \phi(x) \cdot \phi(y) = \sum_j c_j \langle x, y \rangle^j
 
+  Unbiased for the polynomial; a ratio of sums of it, as attention is, is not.
   Terms of degree 0 and 1 are exact, each higher one is a sketch of its own. The
   error of a term is about
   :math:`c_j \|x\|^j \|y\|^j / \sqrt{\text{sketch\_dim}}`: for rough accuracy,
@@ -233,12 +235,9 @@ def sketched_map(
     >>> apply_feature_map(phi, jax.numpy.ones(64)).shape
     (321,)
   """
-  coefficients = np.asarray(coefficients, np.float64)
-  if (
-    coefficients.ndim != 1
-    or not np.all(np.isfinite(coefficients) & (coefficients >= 0))
-    or not np.any(coefficients)
-  ):
+  coefficients = read_coefficients(coefficients)
+  valid = np.isfinite(coefficients) & (coefficients >= 0)
+  if not (valid.all() and coefficients.any()):
     raise ValueError(
       "coefficients must be a vector of finite numbers >= 0, not all of them "
       f"0, got {coefficients}"

@@ -26,6 +26,7 @@ from jax import lax
 from numpy.typing import ArrayLike
 
 from jaxattn import _checks
+from jaxattn.features.coefficients import read_coefficients
 
 _MAX_FEATURES = 1 << 22
 
@@ -123,12 +124,7 @@ def monomial_weights(dim: int, coefficients: ArrayLike) -> np.ndarray:
     >>> print(monomial_weights(2, [1.0, 1.0, 0.5]))  # exp to second order
     [1.  1.  1.  0.5 1.  0.5]
   """
-  coefficients = np.asarray(coefficients, np.float64)
-  if coefficients.ndim != 1 or not coefficients.size:
-    raise ValueError(
-      "coefficients must be a vector of at least one number, got shape "
-      f"{coefficients.shape}"
-    )
+  coefficients = read_coefficients(coefficients)
   degree = len(coefficients) - 1
   check_feature_count(dim, degree)
   # Of each monomial: |a|! / a!, largest variable, and the power of that.
@@ -189,14 +185,15 @@ def taylor_norm_bound(radius: float, degree: int) -> float:
     \le \sum_{j \le g} \frac{R^j}{j!}
 
   Args:
-    radius: R >= 0, bound on s times the squared norm of x.
+    radius: R >= 0, bound on s times the squared norm of x; a static number.
     degree: g, at least 0.
 
   Returns:
-    The bound; reached where that product is R.
+    The bound; reached where that product is R. Infinite where it overflows.
 
   Raises:
-    ValueError: if ``radius`` or ``degree`` is negative.
+    ValueError: if ``radius`` is no real scalar, traced, or negative, or
+      ``degree`` no integer >= 0.
 
   Cost:
     O(g).
@@ -208,9 +205,16 @@ def taylor_norm_bound(radius: float, degree: int) -> float:
     >>> taylor_norm_bound(1.0, 2)
     2.5
   """
+  if not _checks.is_concrete(radius):
+    raise ValueError("radius must be a static number, got a traced value")
+  _checks.check_scalar("radius", radius)
   _checks.check_nonnegative("radius", radius)
   _checks.check_integer("degree", degree, 0, None)
-  return sum(radius**j / math.factorial(j) for j in range(degree + 1))
+  total = term = 1.0
+  for j in range(1, degree + 1):
+    term *= float(radius) / j
+    total += term
+  return total
 
 
 def check_feature_count(dim: int, degree: int) -> None:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxattn.numerics._dtypes import accumulator
+from jaxattn.numerics._sizes import largest_divisor
 from jaxattn.softmax import _tiles
 from pallas_kernels.flash_attention import BlockSizes
 
@@ -152,8 +153,8 @@ def plan(x: Operands, spec: Spec, *, cpu: bool, backward: bool) -> Plan:
   pairs = b * k
   if cpu:
     pairs = max(1, _CPU_TILE // (g * queries.block * keys.block))
-  heads = _largest_divisor(k, pairs)
-  batch = _largest_divisor(b, pairs // k) if heads == k else 1
+  heads = largest_divisor(k, pairs)
+  batch = largest_divisor(b, pairs // k) if heads == k else 1
   groups = b // batch, k // heads
   return Plan(batch, heads, groups, g, queries, keys, diagonal)
 
@@ -174,10 +175,6 @@ def _block_sizes(t: int, s: int, band: _tiles.Band, cpu: bool) -> BlockSizes:
   local = band.before is not None and band.after is not None
   size = 1024 if cpu and not local and min(t, s) >= 4096 else 512
   return BlockSizes(size, size, size, size)
-
-
-def _largest_divisor(n: int, at_most: int) -> int:
-  return max(d for d in range(1, max(1, min(n, at_most)) + 1) if n % d == 0)
 
 
 def over_groups(

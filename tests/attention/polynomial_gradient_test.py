@@ -45,36 +45,49 @@ def test_surrogate_is_the_gradient_of_the_formula(options):
     np.testing.assert_allclose(g, w, atol=1e-11)
 
 
-def _exact_formula(weights, cotangent, query, key, value):
-  """Gradients of attention from its weights, (B, T, 1, H) and one head."""
-  probs = (weights / weights.sum(-1, keepdims=True))[0, 0]
-  dy, q, k, v = (x[0, :, 0] for x in (cotangent, query, key, value))
-  delta = (dy * (probs @ v)).sum(-1, keepdims=True)
-  logits = probs * (dy @ v.T - delta) * query.shape[-1] ** -0.5
-  return [x[None, :, None] for x in (logits @ k, logits.T @ q, probs.T @ dy)]
+def _exact_formula(polynomial, seen, cotangent, query, key, value):
+  """Gradients of attention, by the formula for exp, with other weights."""
+  weights = weights_of(query, key, polynomial, seen)
+
+  def attend(query, key, value):
+    logits = weights_of(query, key, [0.0, 1.0])
+    # The weights above, but that their derivative is themselves.
+    growth = jnp.exp(logits - jax.lax.stop_gradient(logits))
+    return mean(weights * growth, value)
+
+  return jax.vjp(attend, query, key, value)[1](cotangent)
 
 
-@pytest.mark.parametrize("options", [{}, {"is_causal": True, "chunk_size": 20}])
-def test_closed_form_is_the_exact_formula_with_these_weights(options):
+@pytest.mark.parametrize("chunk_size", [20, 64])
+@pytest.mark.parametrize("heads", [(1, 1), (4, 2)])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_closed_form_is_the_exact_formula_with_these_weights(
+  is_causal, heads, chunk_size
+):
   n = 70
-  query, key, value = inputs(n, 4, value_dim=3)
-  cotangent = jnp.asarray(uniform(1, n, 1, 3, seed=5))
-  causal = options.get("is_causal", False)
-  seen = visible(n, n, is_causal=causal)[None, None]
-  weights = weights_of(query, key, polynomial_coefficients(2, 2.0), seen)
+  query, key, value = inputs(n, 4, heads=heads, value_dim=3)
+  cotangent = jnp.asarray(uniform(1, n, heads[0], 3, seed=5))
+  # The first key is seen: each query has one.
+  key_mask = jnp.asarray(uniform(1, n, seed=6) > -0.5).at[0, 0].set(True)
+  seen = visible(n, n, is_causal=is_causal)[None, None]
+  seen = seen & key_mask[:, None, None]
+  polynomial = polynomial_coefficients(2, 2.0)
   call = functools.partial(
     polynomial_attention,
     degree=2,
     radius=2.0,
+    is_causal=is_causal,
+    key_mask=key_mask,
     local="polynomial",
     center_keys=False,
     backward="closed_form",
-    **options,
+    chunk_size=chunk_size,
   )
   args = cotangent, query, key, value
   _, got = jax.jit(functools.partial(value_and_vjp, call))(*args)
-  for g, w in zip(got, _exact_formula(weights, *args), strict=True):
-    np.testing.assert_allclose(g, w, atol=1e-12)
+  want = jax.jit(functools.partial(_exact_formula, polynomial, seen))(*args)
+  for g, w in zip(got, want, strict=True):
+    np.testing.assert_allclose(g, w, atol=1e-13)
 
 
 def test_gradient_errors_against_exact_attention():

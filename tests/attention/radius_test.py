@@ -58,6 +58,36 @@ def test_radius_is_that_of_all_logits():
     np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
+def test_radius_is_that_of_shifted_keys():
+  query, key, _ = _arrays()
+  key += 3.0
+  key_mask = jnp.asarray(np.arange(_B * _S).reshape(_B, _S) % 3 > 0)
+  shift = jnp.full((_K, _H), 2.5)
+  masked = {"key_mask": key_mask}
+  seen = np.asarray(key_mask)[:, None, None]
+  weight = seen[:, 0, 0, :, None, None]
+  mean = np.mean(key, 1, keepdims=True, where=weight)
+  poisoned = jnp.where(weight, key, jnp.nan)
+  cases = [
+    ({"center_keys": True}, key, key - key.mean(1, keepdims=True), True),
+    ({"center_keys": True, **masked}, poisoned, key - mean, seen),
+    ({"key_shift": shift, **masked}, poisoned, key - shift[None, None], seen),
+    (
+      {"key_shift": shift, "is_causal": True},
+      key,
+      key - shift[None, None],
+      None,
+    ),
+    (masked, poisoned, key, seen),
+  ]
+  for options, given, shifted, where in cases:
+    where = _dense.visible(_T, _S, is_causal=True) if where is None else where
+    got = jax.jit(functools.partial(logit_radius, **options))(query, given)
+    np.testing.assert_allclose(
+      got, _brute_force(query, shifted, where), rtol=1e-12
+    )
+
+
 def test_traced_scale_and_no_batch():
   query, key, _ = _arrays()
 
@@ -139,6 +169,13 @@ def test_no_recompilation():
     ({"radius": "2"}, "radius must be a real scalar, got '2'"),
     ({"chunk_size": 0}, "chunk_size must be >= 1, got 0"),
     ({"scale": np.ones(2)}, "scale must be a real scalar"),
+    ({"center_keys": None}, "center_keys must be one of False, True, got None"),
+    (
+      {"center_keys": True, "is_causal": True},
+      "center_keys must not be True with is_causal=True",
+    ),
+    ({"key_shift": np.ones(_H)}, r"key_shift must have shape \(2, 5\) = \(K,"),
+    ({"key_mask": np.ones((_B, _S))}, "key_mask must be boolean"),
     ({"is_causal": 1}, "is_causal must be one of False, True, got 1"),
     ({"mask": np.ones((3, 1, 1, _S), bool)}, "mask must be broadcastable"),
     ({"mask": np.ones((1, 1, 1, _S))}, "mask must be boolean"),

@@ -231,6 +231,12 @@ def test_attention_error_bound_at_its_ends():
 # --- refused ---
 
 
+@pytest.mark.filterwarnings("error")
+def test_error_at_radii_that_overflow():
+  assert polynomial_error([1.0, 1.0, 0.5], 800.0) == math.inf
+  assert polynomial_error([0.0], 800.0) == 1.0
+
+
 @pytest.mark.parametrize(
   ("call", "message"),
   [

@@ -43,6 +43,7 @@ def test_weighted_gram_is_the_polynomial(dim, degree):
     )
   )
   assert (np.abs(got - want) / scale).max() < 1e-13
+  assert np.abs(got - want).max() < 1e-13 * np.abs(want).max()
 
 
 @pytest.mark.parametrize(("dim", "degree"), _SIZES)
@@ -101,6 +102,12 @@ def test_taylor_features():
     np.testing.assert_allclose(norms, bounds, rtol=1e-12)
 
 
+def test_norm_bound_of_high_degrees():
+  np.testing.assert_allclose(taylor_norm_bound(1.0, 300), math.e, rtol=1e-14)
+  np.testing.assert_allclose(taylor_norm_bound(20, 200), math.exp(20))
+  assert taylor_norm_bound(1e300, 5) == math.inf
+
+
 def test_jit_vmap_grad_and_dtype():
   x = jnp.asarray(_normal(4, 3))
   by_row = jax.vmap(lambda z: monomial_features(z, 3))(x)
@@ -142,6 +149,14 @@ def test_jit_vmap_grad_and_dtype():
       "x must have a floating dtype, got int",
     ),
     (lambda: taylor_norm_bound(-1.0, 2), "radius must be non-negative"),
+    (
+      lambda: taylor_norm_bound("a", 2),
+      "radius must be a real scalar, got 'a'",
+    ),
+    (
+      lambda: jax.jit(lambda r: taylor_norm_bound(r, 2))(1.0),
+      "radius must be a static number",
+    ),
   ],
 )
 def test_refused(call, message):
