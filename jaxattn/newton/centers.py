@@ -24,6 +24,7 @@ from jaxattn.newton.curvature import (
 )
 from jaxattn.newton.minimize import NewtonConfig, NewtonResult, minimize
 from jaxattn.newton.problem import Problem
+from jaxattn.numerics.linalg import above_rounding
 
 __all__ = ["analytic_center"]
 
@@ -128,9 +129,10 @@ def _center(
   slack = b - a @ start
   # In y = R (x - x0) columns are orthonormal, and slacks relative to the first.
   basis, triangle = jnp.linalg.qr(a / slack[:, None])
-  sizes = jnp.linalg.svd(triangle, compute_uv=False)
-  noise = jnp.finfo(a.dtype).eps * max(n, d)
-  rank = (sizes > noise * sizes.max(initial=0)).sum()
+  # Nor may the units of x decide what its rank is.
+  units = jnp.linalg.norm(triangle, axis=0)
+  scaled = triangle / jnp.where(units > 0, units, 1)[None]
+  rank = above_rounding(jnp.linalg.svd(scaled, compute_uv=False)).sum()
   # NaN is what the solver takes for a bad start.
   usable = ((slack > 0) & jnp.isfinite(slack)).all() & (rank == d)
   basis = jnp.where(usable, basis, jnp.nan)

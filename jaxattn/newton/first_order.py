@@ -236,19 +236,24 @@ def _descent(
       new = projection(x - size * grad)
       new_loss, new_grad = value_and_grad(new)
       fall = _ARMIJO / size * ((new - x) ** 2).sum() - rounding
-      return new, new_loss, new_grad, size, new_loss <= loss - fall
+      # A step that is lost in rounding lowers nothing, nor do shorter ones.
+      moved = (new != x).any()
+      passed = moved & (new_loss <= loss - fall)
+      return new, new_loss, new_grad, size, moved, passed
 
     def again(carry: tuple[Any, jax.Array]) -> jax.Array:
-      (*_, passed), num = carry
-      return ~passed & (num < _MAX_HALVINGS)
+      (*_, moved, passed), num = carry
+      return moved & ~passed & (num < _MAX_HALVINGS)
 
     def halve(carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
       tried, num = carry
       return attempt(tried[3] / 2), num + 1
 
     first = attempt(start), jnp.zeros((), jnp.int32)
-    new, *values, size, passed = lax.while_loop(again, halve, first)[0]
-    norm = jnp.linalg.norm((x - new).reshape(-1)) / size
+    new, *values, size, _, passed = lax.while_loop(again, halve, first)[0]
+    # Of a search that failed the first step says most: the last may be 0.
+    side = jnp.where(passed, (x - new) / size, (x - first[0][0]) / start)
+    norm = jnp.linalg.norm(side.reshape(-1))
     taken = jnp.where(passed, size, 0)
     log = FirstOrderLog(loss, norm, taken)
     state = jax.tree.map(

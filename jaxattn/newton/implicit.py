@@ -11,7 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxattn.newton import _solve
-from jaxattn.newton.curvature import curvature_dense
+from jaxattn.newton.curvature import (
+  Curvature,
+  StructuredCurvature,
+  curvature_dense,
+)
 from jaxattn.newton.minimize import NewtonConfig, minimize
 from jaxattn.newton.problem import Problem
 
@@ -49,7 +53,8 @@ def implicit_solution(
 
   Cost:
     The solver's; the gradient adds one factorization of H, or conjugate
-    gradients with ``linear_solver="cg"``.
+    gradients with ``linear_solver="cg"``; with ``"dual"`` one of an (n, n)
+    matrix, for a structured Hessian whose constant is a scalar.
 
   Source:
     the implicit function theorem.
@@ -97,17 +102,29 @@ def _solution_bwd(
   x, data = residuals
   assert problem.curvature is not None
   curvature = problem.curvature(x, data)
-  zero = jnp.zeros((), x.dtype)
-  if config.linear_solver == "cg":
-    eps = float(jnp.finfo(x.dtype).eps)
-    u = _solve.cg_solve(curvature, cotangent, zero, eps)
-  else:
-    u = jnp.linalg.solve(
-      curvature_dense(curvature, dim=len(x), dtype=x.dtype), cotangent
-    )
+  u = _solve_exact(curvature, cotangent, config.linear_solver)
   _, pull = jax.vjp(lambda d: problem.value_and_grad(x, d)[1], data)
   (d_data,) = pull(-u)
   return jnp.zeros_like(x), d_data, None
+
+
+def _solve_exact(
+  curvature: Curvature, b: jax.Array, linear_solver: str
+) -> jax.Array:
+  """H^-1 b; no matrix larger than the solver had is formed."""
+  zero = jnp.zeros((), b.dtype)
+  if linear_solver == "cg":
+    eps = float(jnp.finfo(b.dtype).eps)
+    return _solve.cg_solve(curvature, b, zero, eps)
+  # The solver may have had another curvature than the exact one.
+  if (
+    linear_solver == "dual"
+    and isinstance(curvature, StructuredCurvature)
+    and not jnp.ndim(curvature.const)
+  ):
+    return _solve.structured_solver(curvature, b, dual=True)(zero)
+  matrix = curvature_dense(curvature, dim=len(b), dtype=b.dtype)
+  return jnp.linalg.solve(matrix, b)
 
 
 _solution.defvjp(_solution_fwd, _solution_bwd)

@@ -38,14 +38,17 @@ def ridge_solve(
   Args:
     a: (n, p), floating.
     b: (n,) or (n, k), floating.
-    ridge: lambda, at least 0. Under ``jit`` a traced 0 takes the Cholesky path.
+    ridge: lambda, one number, at least 0. Under ``jit`` a traced 0 takes the
+      Cholesky path.
 
   Returns:
-    (p,) or (p, k) in the dtype that ``a`` and ``b`` promote to; NaN where the
-    system is singular.
+    (p,) or (p, k) in the dtype that ``a`` and ``b`` promote to. Where the
+    system is singular it is NaN, or, as rounding hides that from both
+    factorizations, some solution or none: nothing to rely on.
 
   Raises:
-    ValueError: if shapes or dtypes do not fit or ``ridge`` is negative.
+    ValueError: if shapes or dtypes do not fit, or ``ridge`` is no scalar or
+      negative.
 
   Cost:
     O(n p min(n, p)) time, O(min(n, p)^2) memory; with 16-bit inputs everything
@@ -70,6 +73,7 @@ def ridge_solve(
   _checks.check_floating("b", b)
   rows = (len(a), *b.shape[1:])
   _checks.check_shape("b", b, rows, "(n,) or (n, k)")
+  _checks.check_scalar("ridge", ridge)
   _checks.check_nonnegative("ridge", ridge)
   exact = _checks.is_concrete(ridge) and not np.any(np.asarray(ridge))
   columns = b[:, None] if b.ndim == 1 else b
@@ -184,6 +188,21 @@ def spectral_bounds(
   wide = _dtypes.accumulator(dtype)
   low, high = _spectral_bounds(gram.astype(wide), gram_approx.astype(wide))
   return low.astype(dtype), high.astype(dtype)
+
+
+def above_rounding(sizes: jax.Array) -> jax.Array:
+  """Which singular values of a tall matrix are more than rounding of its QR.
+
+  Args:
+    sizes: (d,), of the triangle.
+
+  Returns:
+    (d,), boolean.
+  """
+  # It hardly grows with the rows: copies of a constant column, of which all
+  # products round alike, leave 50 units of rounding at 2e5 rows and at 2e6.
+  least = (128 + len(sizes)) * jnp.finfo(sizes.dtype).eps
+  return sizes > least * sizes.max(initial=0)
 
 
 @jax.jit

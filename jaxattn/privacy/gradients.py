@@ -5,9 +5,11 @@ r"""Private gradients, and what the noise in them costs.
   \bar g = \frac{1}{B} \Big( \sum_{i=1}^{B} g_i \min\big(1, C / \|g_i\|\big)
     + N(0, \sigma^2 C^2 I) \Big)
 
-has sensitivity C / B in one example, so that :math:`\sigma` is the noise
-multiplier that :func:`jaxattn.privacy.gaussian_sigma` gives. Each example is
-clipped by itself: clipping the mean would leave one example free to move it.
+with a B that is no secret. One example more or less moves the sum by at most C:
+:math:`\sigma` is then ``gaussian_sigma(epsilon, delta)``. An example *replaced*
+by another moves it by up to 2 C, which takes twice the noise,
+``gaussian_sigma(epsilon, delta, 2.0)``. Each example is clipped by itself:
+clipping the mean would leave one example free to move it.
 """
 
 import math
@@ -18,6 +20,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxattn import _checks
+from jaxattn.numerics import _dtypes
+
+# Norms of up to 3e7 entries were found right to two units of rounding.
+_ROUNDING = 8
 
 
 class DPGradientState(NamedTuple):
@@ -42,14 +48,20 @@ def dp_gradient(
 
   Put it first in an ``optax.chain``. Its updates are gradients by example, with
   a leading axis of the batch, as ``jax.vmap(jax.grad(loss), (None, 0))`` gives.
+  An example whose gradient is not finite, or of a norm that overflows, counts
+  as 0: a NaN in the release would give that example away. Where batches are
+  sampled, B must not tell their size: pad them with gradients of 0.
 
   Args:
     rng: PRNG key of all noise; never use one twice.
     clip: C, the largest norm of an example's gradient over all leaves.
-    noise_multiplier: sigma, at least 0: noise is sigma C on the sum.
+    noise_multiplier: sigma, at least 0: noise is sigma C on the sum. For
+      neighbours of one example more or less ``gaussian_sigma(epsilon, delta)``,
+      where one is replaced ``gaussian_sigma(epsilon, delta, 2.0)``.
 
   Returns:
     An ``optax.GradientTransformation`` from (B, ...) leaves to (...) leaves.
+    16-bit ones are clipped, summed and perturbed in float32 and then rounded.
 
   Raises:
     ValueError: if ``clip`` is not positive or ``noise_multiplier`` negative;
@@ -87,18 +99,19 @@ def dp_gradient(
     assert isinstance(state, DPGradientState)
     leaves, tree = jax.tree.flatten(updates)
     size = _batch_size(leaves)
-    squares = sum((g.reshape(size, -1) ** 2).sum(1) for g in leaves)
-    # An example without a gradient keeps none.
-    factor = clip / jnp.maximum(jnp.sqrt(squares), clip)
+    factor = _clip_factors(leaves, size, clip)
     rngs = jax.random.split(
       jax.random.fold_in(state.rng, state.count), len(leaves)
     )
-    std = noise_multiplier * clip
+    std = jnp.asarray(noise_multiplier * clip, factor.dtype)
     means = []
     for g, key in zip(leaves, rngs, strict=True):
-      total = jnp.tensordot(factor.astype(g.dtype), g, 1)
-      noise = jax.random.normal(key, total.shape, g.dtype)
-      means.append((total + std * noise) / size)
+      # A factor of 0 would not silence a NaN. Products at less than the full
+      # precision, as accelerators take them, would exceed the clip.
+      rows = jnp.where(_column(factor, g) > 0, g.astype(factor.dtype), 0)
+      total = jnp.tensordot(factor, rows, 1, precision="highest")
+      noise = jax.random.normal(key, total.shape, factor.dtype)
+      means.append(((total + std * noise) / size).astype(g.dtype))
     return tree.unflatten(means), DPGradientState(state.rng, state.count + 1)
 
   return optax.GradientTransformation(init, update)
@@ -170,6 +183,24 @@ def perturbed_sgd_bound(
       f"{step_size}"
     )
   return 2 * f_gap / (step_size * num_steps) + step_size * power, step_size
+
+
+def _clip_factors(
+  leaves: list[jax.Array], size: int, clip: float | jax.Array
+) -> jax.Array:
+  """(B,), by which examples are multiplied; 0 where one is not finite."""
+  wide = jnp.result_type(*(_dtypes.accumulator(g.dtype) for g in leaves))
+  squares = sum((g.astype(wide).reshape(size, -1) ** 2).sum(1) for g in leaves)
+  norm = jnp.sqrt(jnp.asarray(squares))
+  # A little less than the clip: the norm is known to rounding only.
+  limit = jnp.asarray(clip, wide) * (1 - _ROUNDING * jnp.finfo(wide).eps)
+  # An example without a gradient keeps none.
+  factor = limit / jnp.maximum(norm, limit)
+  return jnp.where(jnp.isfinite(norm), factor, 0)
+
+
+def _column(factor: jax.Array, like: jax.Array) -> jax.Array:
+  return factor.reshape(-1, *(1,) * (like.ndim - 1))
 
 
 def _batch_size(leaves: list[jax.Array]) -> int:

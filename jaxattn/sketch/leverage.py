@@ -15,6 +15,7 @@ from jax.scipy import linalg
 
 from jaxattn import _checks
 from jaxattn.numerics import _dtypes
+from jaxattn.numerics.linalg import above_rounding
 
 __all__ = ["hadamard_square_matvec", "leverage_scores"]
 
@@ -27,8 +28,8 @@ def leverage_scores(
 ) -> jax.Array:
   r"""Leverage scores of the rows of a matrix.
 
-  Directions whose singular value is below rounding are dropped, so that
-  duplicate, zero and constant columns do no harm.
+  Directions whose singular value is below rounding, relative to the largest
+  one, are dropped, so that duplicate, zero and constant columns do no harm.
 
   Args:
     a: (n, d), floating.
@@ -36,7 +37,8 @@ def leverage_scores(
       exact where A is well conditioned: the error is about the square of the
       condition number times rounding, and a singular A gives NaN;
       ``"sketch"``, within some ten percent for up to 16 columns and within a
-      factor of about 2 for more, in less than O(n d^2).
+      factor of about 2 for more, in less than O(n d^2); exact, as ``"qr"``, for
+      up to 4 d^2 rows.
     rng: PRNG key, for ``"sketch"`` only.
 
   Returns:
@@ -118,23 +120,24 @@ def _leverage_scores(
   a: jax.Array, rng: jax.Array | None, method: str
 ) -> jax.Array:
   n, d = a.shape
-  if method == "qr":
+  num = _BUCKETS * d * d
+  # With as many buckets as rows a sketch saves nothing, and loses rank.
+  if method == "qr" or (method == "sketch" and n <= num):
     # Of the triangle, not of A: the same singular values, and d x d.
     q, r = jnp.linalg.qr(a)
     u, sizes, _ = jnp.linalg.svd(r, full_matrices=False)
-    return jnp.clip(((q @ u) ** 2 * _kept(sizes, n, d)[None]).sum(1), 0, 1)
+    return jnp.clip(((q @ u) ** 2 * above_rounding(sizes)[None]).sum(1), 0, 1)
   if method == "cholesky":
     factor = jnp.linalg.cholesky(a.T @ a)
     rows = linalg.solve_triangular(factor, a.T, lower=True)
     return jnp.clip((rows**2).sum(0), 0, 1)
   assert rng is not None
   rng_bucket, rng_sign, rng_draw = jax.random.split(rng, 3)
-  num = min(n, _BUCKETS * d * d)
   bucket = jax.random.randint(rng_bucket, (n,), 0, num)
   sign = jax.random.rademacher(rng_sign, (n,), a.dtype)
   sketched = jax.ops.segment_sum(sign[:, None] * a, bucket, num_segments=num)
   _, sizes, v = jnp.linalg.svd(sketched, full_matrices=False)
-  kept = _kept(sizes, n, d)
+  kept = above_rounding(sizes)
   inverse = v.T * jnp.where(kept, 1 / jnp.where(kept, sizes, 1), 0)[None]
   width = inverse.shape[1]
   # Fewer columns than the projection has are cheaper, and more accurate, as is.
@@ -142,8 +145,3 @@ def _leverage_scores(
     draw = jax.random.normal(rng_draw, (width, _PROJECTION), a.dtype)
     inverse = inverse @ (draw / _PROJECTION**0.5)
   return ((a @ inverse) ** 2).sum(1)
-
-
-def _kept(sizes: jax.Array, n: int, d: int) -> jax.Array:
-  least = jnp.finfo(sizes.dtype).eps * max(n, d)
-  return sizes > least * sizes.max(initial=0)

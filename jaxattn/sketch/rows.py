@@ -1,8 +1,10 @@
 r"""Sampling of rows, and how many of them it takes.
 
 With m rows drawn independently with probabilities :math:`p_i` and weighted by
-:math:`1 / (m p_i)`, sums over rows are unbiased:
-:math:`E \sum_t w_t a_{i_t} a_{i_t}^\top = A^\top A`.
+:math:`w = 1 / (m p_i)`, sums over rows are unbiased:
+:math:`E \sum_t w_t a_{i_t} a_{i_t}^\top = A^\top A`. The weights are those of
+squares, and of any other sum over rows: a sampled matrix S with
+:math:`E\, S^\top S = A^\top A` has the rows :math:`\sqrt{w_t}\, a_{i_t}`.
 """
 
 import math
@@ -13,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from jaxattn import _checks
+from jaxattn.numerics import _dtypes
 
 
 def row_sample(
@@ -28,7 +31,9 @@ def row_sample(
     num_rows: m, rows to draw.
 
   Returns:
-    Indices (m,) int32 and weights (m,). A row of probability 0 is never drawn.
+    Indices (m,) int32 and weights (m,), by which terms of a sum over rows are
+    multiplied; a row itself by the square root. A row of probability 0 is never
+    drawn. Probabilities are met to some 2^-23 / sqrt(n) in float32.
 
   Raises:
     ValueError: if ``prob`` is no floating vector, is concrete and holds a
@@ -50,17 +55,18 @@ def row_sample(
   """
   prob = _probabilities(prob)
   _checks.check_integer("num_rows", num_rows, 1, None)
-  ends = lax.cummax(jnp.cumsum(prob))
-  total = ends[-1]
-  # In (0, total]: the first row whose end is at least that has p > 0.
-  u = total * (1 - jax.random.uniform(rng, (num_rows,), prob.dtype))
-  indices = jnp.searchsorted(ends, u).astype(jnp.int32)
-  # A parallel sum may step, by its rounding, where the probability is 0.
-  rows = jnp.arange(len(prob), dtype=jnp.int32)
-  indices = lax.cummax(jnp.where(prob > 0, rows, 0))[
-    jnp.minimum(indices, len(prob) - 1)
-  ]
-  return indices, total / (num_rows * prob[indices])
+  wide = prob.astype(_dtypes.accumulator(prob.dtype))
+  # One uniform number has too few bits for 1e6 rows and more, and one running
+  # sum drops what is small: first a block of rows is drawn, then one of them.
+  size = 1 << math.ceil(math.log2(len(wide)) / 2)
+  blocks = jnp.pad(wide, (0, -len(wide) % size)).reshape(-1, size)
+  totals = blocks.sum(1)
+  rng_block, rng_row = jax.random.split(rng)
+  first = jnp.zeros(num_rows, jnp.int32)
+  block = _draw(rng_block, totals[None], first)
+  indices = size * block + _draw(rng_row, blocks, block)
+  weights = totals.sum() / (num_rows * wide[indices])
+  return indices, weights.astype(prob.dtype)
 
 
 def row_sample_poisson(
@@ -75,7 +81,8 @@ def row_sample_poisson(
     prob: (n,) in [0, 1]; larger values count as 1.
 
   Returns:
-    A boolean mask (n,) and weights (n,), 0 where the mask is False.
+    A boolean mask (n,) and weights (n,), 0 where the mask is False; of terms of
+    a sum, as those of :func:`row_sample`.
 
   Raises:
     ValueError: if ``prob`` is no floating vector, or is concrete and holds a
@@ -97,7 +104,11 @@ def row_sample_poisson(
     (True, 4.0)
   """
   prob = jnp.minimum(_probabilities(prob), 1)
-  mask = jax.random.uniform(rng, prob.shape, prob.dtype) < prob
+  wide = prob.astype(_dtypes.accumulator(prob.dtype))
+  # Multiples of a unit of rounding would take the rarest rows far too often.
+  coarse, fine = jax.random.uniform(rng, (2, len(wide)), wide.dtype)
+  u = coarse + jnp.finfo(wide.dtype).eps * fine
+  mask = (u < wide) | (wide == 1)
   return mask, jnp.where(mask, 1 / jnp.where(mask, prob, 1), 0)
 
 
@@ -140,6 +151,22 @@ def chernoff_rows(
   _checks.check_positive("beta", beta)
   _checks.check_range("beta", beta, 0.0, 1.0)
   return math.ceil(3 * dim * math.log(2 * dim / delta) / (beta * eps**2))
+
+
+def _draw(rng: jax.Array, prob: jax.Array, of: jax.Array) -> jax.Array:
+  """Columns (m,) of the rows ``of`` (m,) of (k, s) unscaled probabilities."""
+  ends = lax.cummax(jnp.cumsum(prob, 1), 1)
+  # In (0, total]: the first column whose end is at least that has p > 0.
+  u = ends[of, -1] * (1 - jax.random.uniform(rng, of.shape, prob.dtype))
+  count, last = jnp.zeros_like(of), prob.shape[1] - 1
+  # How many ends are below u, by bisection: a gather of rows would be large.
+  for bit in reversed(range(last.bit_length())):
+    more = count + (1 << bit)
+    below = ends[of, jnp.minimum(more, last) - 1] < u
+    count = jnp.where((more <= last) & below, more, count)
+  # A parallel sum may step, by its rounding, where the probability is 0.
+  columns = jnp.arange(prob.shape[1], dtype=jnp.int32)[None]
+  return lax.cummax(jnp.where(prob > 0, columns, 0), 1)[of, count]
 
 
 def _probabilities(prob: jax.Array) -> jax.Array:

@@ -30,7 +30,6 @@ class Member:
     planted: () -> data whose minimum is regular, and a start near it.
     mu0: damping with which a solver finds that minimum.
     leaf: field of the data that implicit gradients are tested in.
-    indefinite: whether some Hessian of ``make`` has a negative eigenvalue.
   """
 
   name: str
@@ -39,7 +38,6 @@ class Member:
   planted: Callable[[], tuple[Any, jax.Array]]
   leaf: str
   mu0: float = 1e-2
-  indefinite: bool = True
 
 
 def _softmax_resnet(residual_scale: float) -> Member:

@@ -63,14 +63,14 @@ def test_closed_forms_are_those_of_autodiff(member):
     assert member.problem.in_domain is None or member.problem.in_domain(x, data)
     for name, (got, want) in evaluate(x, data).items():
       tol = 1e-11 if name in ("loss", "grad") else 1e-9
-      room = tol * max(np.abs(want).max(), 1e-3)
+      room = tol * np.abs(want).max()
       np.testing.assert_allclose(got, want, rtol=0, atol=room, err_msg=name)
       if name == "gauss_newton":
         assert np.linalg.eigvalsh(got)[0] >= -1e-12 * np.abs(got).max()
       if name == "hessian":
         negative += np.linalg.eigvalsh(got)[0] < -1e-9 * np.abs(got).max()
   # Papers that call the Hessian positive need their regularizer for it.
-  assert (negative > 0) == member.indefinite
+  assert negative
 
 
 def test_a_pure_step_is_quadratic_and_within_its_bound(member):

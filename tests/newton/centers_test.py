@@ -104,6 +104,16 @@ def test_single_precision():
   np.testing.assert_allclose(found.x, analytic_center(a, b).x, atol=2e-5)
 
 
+@pytest.mark.parametrize("unit", [1e-3, 1e-6])
+def test_many_rows_and_unlike_units_in_single_precision(unit):
+  """All slacks are 1 at (0.3, 0), which makes it the center."""
+  turn = np.linspace(0, 2 * np.pi, 20_000, endpoint=False)
+  a = np.stack([np.cos(turn), unit * np.sin(turn)], 1).astype(np.float32)
+  b = (1 + 0.3 * np.cos(turn)).astype(np.float32)
+  x = np.asarray(analytic_center(a, b).x)
+  np.testing.assert_allclose(x * [1, unit], [0.3, 0], atol=1e-5)
+
+
 _UNBOUNDED = {
   "quadrant": _tiled(np.eye(2), np.ones(2)),
   "strip without a lid": _tiled([[1, 0], [-1, 0], [0, 1]], np.ones(3)),

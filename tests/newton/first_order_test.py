@@ -117,16 +117,36 @@ def test_backtracking_needs_no_step_size_and_keeps_a_domain():
   assert found.log.step_size[0] < 1
 
 
-def test_backtracking_stays_where_nothing_is_lower():
+@pytest.mark.parametrize("step_size", [1.0, 1e30])
+def test_backtracking_stays_where_nothing_is_lower(step_size):
   def value_and_grad(x):
     return jnp.where(x[0] == 1, 2.0, jnp.nan), jnp.ones(1)
 
   # Twice over, so that a failed search does not spoil the next.
   found = gradient_descent(
-    value_and_grad, jnp.ones(1), step_size=1e30, num_steps=2, backtracking=True
+    value_and_grad,
+    jnp.ones(1),
+    step_size=step_size,
+    num_steps=2,
+    backtracking=True,
   )
   assert found.x[0] == 1
   assert not found.log.step_size.any()
+  # It is no minimum, and does not look like one.
+  np.testing.assert_allclose(found.log.grad_norm, 1)
+
+
+def test_backtracking_at_a_minimum_for_ever():
+  """Steps that double where none is needed would end in infinity."""
+  found = gradient_descent(
+    lambda x: ((x**2).sum(), 2 * x),
+    jnp.zeros(2),
+    step_size=1.0,
+    num_steps=1200,
+    backtracking=True,
+  )
+  np.testing.assert_array_equal(found.x, 0)
+  assert not found.log.grad_norm.any()
 
 
 def test_matrices_maps_and_single_precision():

@@ -157,6 +157,10 @@ def test_bounds_on_the_range_of_a_singular_gram():
       "ridge must be non-negative, got -1.0",
     ),
     (
+      lambda: linalg.ridge_solve(jnp.ones((3, 2)), jnp.ones(3), np.ones(2)),
+      "ridge must be a real scalar, got array([1., 1.])",
+    ),
+    (
       lambda: linalg.ridge_solve(jnp.ones((3, 2), int), jnp.ones(3), 1.0),
       "a must have a floating dtype, got int64",
     ),

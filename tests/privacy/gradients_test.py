@@ -39,12 +39,37 @@ def test_each_example_is_clipped():
     assert _size(one) > clip
     np.testing.assert_allclose(_size(_apply(one, clip)), clip, rtol=1e-12)
   assert _size(_apply(grads, clip)) <= clip
-  # One example changed moves the mean by 2 clip / batch at most.
-  other = jax.tree.map(lambda g: g.at[2].multiply(-1e6), grads)
-  gap = jax.tree.map(
-    lambda x, y: x - y, _apply(grads, clip), _apply(other, clip)
-  )
-  assert _size(gap) <= 2 * clip / 6 * (1 + 1e-12)
+  # Of 6 examples one removed moves the mean by clip / 6, one replaced by twice.
+  for factor, sensitivity in ((0.0, clip), (-1e6, 2 * clip)):
+    other = jax.tree.map(lambda g, f=factor: g.at[2].multiply(f), grads)
+    gap = jax.tree.map(
+      lambda x, y: x - y, _apply(grads, clip), _apply(other, clip)
+    )
+    np.testing.assert_allclose(_size(gap), sensitivity / 6, rtol=1e-12)
+
+
+@pytest.mark.parametrize("entries", [500, 100_000])
+@pytest.mark.parametrize(
+  ("dtype", "rounding"),
+  # Of single precision none; of 16 bits that of the answer.
+  [("float32", 0.0), ("bfloat16", 2**-8), ("float16", 2**-11)],
+)
+def test_clip_holds_in_every_precision(dtype, rounding, entries):
+  ones = np.ones((1, entries))
+  steps = np.random.default_rng(0).normal(size=(1, entries))
+  for rows in (ones, steps):
+    out = _apply({"a": jnp.asarray(rows, dtype)}, 1.0)["a"]
+    assert out.dtype == dtype
+    size = np.linalg.norm(np.asarray(out, float))
+    assert 1 - 1e-5 - rounding < size <= 1 + rounding
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e200])
+def test_examples_that_are_not_finite_count_as_nothing(bad):
+  grads = _grads()
+  want = _apply(jax.tree.map(lambda g: g.at[2].set(0), grads), 1.0)
+  got = _apply(grads | {"a": grads["a"].at[2, 0, 0].set(bad)}, 1.0)
+  jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 def test_short_gradients_are_left_alone():

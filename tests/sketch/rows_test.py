@@ -43,6 +43,59 @@ def test_rows_of_probability_zero_are_never_drawn(dtype):
   assert np.isfinite(weights).all()
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 17, 1000])
+def test_any_number_of_rows(n):
+  prob = np.random.default_rng(n).uniform(size=n) + 0.1
+  prob /= prob.sum()
+  indices, weights = row_sample(jax.random.key(n), jnp.asarray(prob), 40_000)
+  np.testing.assert_allclose(weights, 1 / (40_000 * prob[indices]), rtol=1e-12)
+  counts = np.bincount(indices, minlength=n)
+  error = (counts / 40_000 - prob) / np.sqrt(prob / 40_000)
+  assert np.abs(error).max() < 4.5
+
+
+def test_half_precision_draws_in_single():
+  """Uniforms of 7 bits would leave most of 1000 rows out."""
+  prob = jnp.full(1000, 1e-3, jnp.bfloat16)
+  indices, weights = row_sample(jax.random.key(0), prob, 40_000)
+  assert weights.dtype == jnp.bfloat16
+  assert np.bincount(indices, minlength=1000).min() > 10
+  mask, _ = row_sample_poisson(jax.random.key(0), jnp.repeat(prob, 1000))
+  assert abs(mask.sum() - 1000) < 4.5 * 1000**0.5
+
+
+def test_all_of_very_many_rows_can_be_drawn():
+  """2^24 rows: of 2^23 numbers in [0, 1) each can be half of them only."""
+  n, m = 1 << 24, 1 << 16
+  prob = jnp.full(n, 2.0**-24, jnp.float32)
+  indices, weights = row_sample(jax.random.key(0), prob, m)
+  np.testing.assert_array_equal(weights, n / m)
+  odd = float((indices % 2).mean())
+  assert abs(odd - 0.5) < 4.5 * 0.5 / m**0.5
+  # With replacement m^2 / (2 n) = 128 pairs are expected.
+  pairs = m - len(np.unique(indices))
+  assert abs(pairs - 128) < 4.5 * 128**0.5
+
+
+def test_rare_rows_are_drawn_at_their_rate():
+  """Sums of weights are unbiased where p is far below float32's rounding."""
+  n = 1 << 20
+  prob = jnp.full(n, 1e-9, jnp.float32).at[0].set(1.0)
+  m = 1 << 20
+  indices, _ = row_sample(jax.random.key(0), prob, m)
+  rare = int((indices > 0).sum())
+  want = m * n * 1e-9
+  assert abs(rare - want) < 4.5 * want**0.5
+
+
+def test_rare_rows_are_not_taken_too_often():
+  """Uniforms of 23 bits take each with probability 2^-23 at least."""
+  prob = jnp.full(1 << 21, 2.0**-40, jnp.float32)
+  for seed in range(4, 8):
+    mask, _ = row_sample_poisson(jax.random.key(seed), prob)
+    assert not mask.any()
+
+
 def test_poisson_rows():
   prob = jnp.linspace(0, 1.5, 5000)
   mask, weights = row_sample_poisson(jax.random.key(0), prob)
