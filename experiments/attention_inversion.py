@@ -4,7 +4,8 @@ Questions about arXiv 2310.12462, on one layer whose weights are known:
 
 1. How often does the approximate Newton method find the tokens, from the
    attention weights of one head or two, from the output, or from both, and how
-   far may it start? How fast does it converge in the end?
+   far may it start? What does a ridge that goes to 0 add, with Gauss-Newton
+   steps? How fast does the method converge in the end?
 2. In how many directions can tokens not be known at all?
 3. How many words of a vocabulary are read off, under noise and rounding?
 4. The same of images, and of a real pretrained encoder.
@@ -41,6 +42,8 @@ Config = Any
 # Of NumPy or of JAX.
 Array = Any
 Points = dict[str, dict[str, Any]]
+# Of starts: radius about the truth, or None for starts about 0, and ridges.
+Kinds = tuple[tuple[float | None, tuple[float, ...]], ...]
 
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
@@ -56,13 +59,38 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
     }
 
   sizes = {f"n={n},d={d}": (n, d) for n, d in config.sizes}
+  near = tuple((radius, ()) for radius in config.radii)
   recovery = sweep(
     "recovery",
     recovery_point,
     {
-      f"{model.replace(', ', '_').replace(' ', '_')}/{size}": (model, *pair)
-      for size, pair in sizes.items()
+      f"{_key(model)}/{size}": (
+        *(model, *sizes[size], config.weight_scale),
+        *((*near, (None, ())), config.side_tasks),
+      )
+      for i, size in enumerate(sizes)
       for model in _MODELS
+      if model == "both" or i < config.side_sizes
+    },
+  )
+  # What decides: more tasks, random starts, ridges.
+  ridged = (None, tuple(config.ridges))
+  random = sweep(
+    "random",
+    recovery_point,
+    {
+      size: ("both", *pair, config.weight_scale, (ridged,), config.num_tasks)
+      for size, pair in sizes.items()
+    },
+  )
+  # The other scale of W, where it is another.
+  scaled = sweep(
+    "scaled",
+    recovery_point,
+    {
+      size: ("both", n, d, 2 / d, (ridged, (None, ())), config.side_tasks)
+      for size, (n, d) in sizes.items()
+      if 2 / d != config.weight_scale
     },
   )
   nullity = sweep(
@@ -77,8 +105,9 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
   order = wd.point("order", functools.partial(order_point, config))
   digits = wd.point("digits", functools.partial(digits_point, config))
   minilm = wd.point("minilm", functools.partial(minilm_point, config))
-  found = (recovery, nullity, words, order, digits, minilm)
-  harness.save_figure(wd, _draw(config, *found), _figure_data(*found))
+  found = (recovery, random, nullity, words, order, digits, minilm)
+  figure_data = _figure_data(*found, scaled)
+  harness.save_figure(wd, _draw(config, *found), figure_data)
   return harness.finish(
     wd,
     claim=(
@@ -90,7 +119,8 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
     paper="tokens are recovered from attention weights (no numbers, no "
     "experiments)",
     checks=[
-      *_recovery_checks(config, recovery),
+      *_recovery_checks(config, recovery, random),
+      *_random_checks(config, recovery, random, scaled),
       *_other_checks(config, nullity, order, digits),
       *_word_checks(config, words, minilm),
     ],
@@ -101,11 +131,15 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
 
 
 def _draw_layer(
-  rng: np.random.Generator, n: int, d: int, heads: int = 1
+  rng: np.random.Generator,
+  n: int,
+  d: int,
+  heads: int = 1,
+  scale: float | None = None,
 ) -> tuple[Array, Array, Array]:
-  """Tokens, W and V of heads; logits are of size 2."""
+  """Tokens, W and V of heads; without a scale of W logits are of size 2."""
   truth = rng.normal(size=(n, d))
-  w = rng.normal(size=(heads, d, d)) * 2 / d
+  w = rng.normal(size=(heads, d, d)) * (2 / d if scale is None else scale)
   return truth, w, rng.normal(size=(heads, d, d))
 
 
@@ -132,17 +166,27 @@ def recovery_error(model: str, found: Any, truth: Array) -> Array:
 # --- recovery ---
 
 
+def _key(model: str) -> str:
+  return model.replace(", ", "_").replace(" ", "_")
+
+
 def recovery_point(
-  config: Config, model: str, n: int, d: int
+  config: Config,
+  model: str,
+  n: int,
+  d: int,
+  scale: float,
+  kinds: Kinds,
+  num_tasks: int,
 ) -> dict[str, Array]:
-  """By radius: shares recovered, of zero loss, and recovered by the best."""
+  """By task and kind of start: shares recovered, of zero loss, by the best."""
   rows = []
   with jax.enable_x64(True):
-    for task in range(config.num_tasks):
+    for task in range(num_tasks):
       rng = np.random.default_rng((config.seed, task, n, d))
-      truth, w, v = _draw_layer(rng, n, d, heads=2)
+      truth, w, v = _draw_layer(rng, n, d, heads=2, scale=scale)
       data = observe(model, truth, w, v)
-      rows.append(_recovery_row(config, model, truth, data, task))
+      rows.append(_recovery_row(config, model, truth, data, task, kinds))
       if model == "both":
         closed = attention_inversion.invert_closed_form(
           data.w, data.v, data.weights, data.output
@@ -152,10 +196,15 @@ def recovery_point(
 
 
 def _recovery_row(
-  config: Config, model: str, truth: Array, data: Any, task: int
+  config: Config,
+  model: str,
+  truth: Array,
+  data: Any,
+  task: int,
+  kinds: Kinds,
 ) -> dict[str, Any]:
   shares = []
-  for i, radius in enumerate((*config.radii, None)):
+  for i, (radius, ridges) in enumerate(kinds):
     found = attention_inversion.invert_attention(
       jax.random.fold_in(jax.random.key(config.seed), 100 * task + i),
       data,
@@ -163,6 +212,7 @@ def _recovery_row(
       num_starts=config.num_starts,
       init_scale=radius or 1.0,
       x0=jnp.asarray(truth if radius else np.zeros_like(truth)),
+      ridges=ridges,
     )
     right = recovery_error(model, found.all_tokens, truth) < config.recovered
     zero = np.asarray(found.all_losses) < config.zero_loss
@@ -177,7 +227,7 @@ def order_point(config: Config) -> dict[str, Array]:
   n, d = config.sizes[0]
   with jax.enable_x64(True):
     rng = np.random.default_rng((config.seed, 0, n, d))
-    truth, w, v = _draw_layer(rng, n, d, heads=2)
+    truth, w, v = _draw_layer(rng, n, d, heads=2, scale=config.weight_scale)
     data = observe("both", truth, w, v)
     target = jnp.asarray(truth).reshape(-1)
     starts = target[None] + 0.1 * rng.normal(size=(config.num_starts, n * d))
@@ -486,17 +536,18 @@ def _minilm_decode(
 
 def _shares(points: Points, model: str, key: str) -> Array:
   """(sizes, radii) means over tasks."""
-  name = model.replace(", ", "_").replace(" ", "_")
+  name = _key(model)
   return np.stack(
     [p[key].mean(0) for k, p in points.items() if k.split("/")[0] == name]
   )
 
 
-def _recovery_checks(config: Config, points: Points) -> list[harness.Check]:
+def _recovery_checks(
+  config: Config, points: Points, random: Points
+) -> list[harness.Check]:
   accepted = config.accepted
-  both = [p for k, p in points.items() if k.split("/")[0] == "both"]
-  closed = np.concatenate([p["closed"].ravel() for p in both])
-  shares = _shares(points, "both", "recovered")[:, -1]
+  closed = np.stack([p["closed"] for p in random.values()])
+  shares = np.stack([p["recovered"][:, 0] for p in random.values()])
   far = f"starts at {config.radii[-1]:g}"
   # Starts still nearer to the truth may lie beside it by chance.
   weights = _shares(points, "weights", "recovered")[:, -2:]
@@ -520,18 +571,42 @@ def _recovery_checks(config: Config, points: Points) -> list[harness.Check]:
       f"zero loss, weights of one head, {far}",
       _shares(points, "weights", "zero_loss")[:, -2].mean(),
     ),
-    harness.Check(
-      "recovered, both, start of least loss of all random ones",
-      _shares(points, "both", "best")[:, -1].mean(),
-    ),
   ]
-  for (n, d), share in zip(config.sizes, shares, strict=True):
-    name = f"recovered, both, random starts, n={n}, d={d}"
-    checks.append(harness.Check(name, share))
   for model in ("output", "weights, 2 heads"):
     means = _shares(points, model, "recovered").mean(0)
     for at, label in ((0, f"starts at {config.radii[0]:g}"), (-1, "random")):
       checks.append(harness.Check(f"recovered, {model}, {label}", means[at]))
+  return checks
+
+
+def _random_checks(
+  config: Config, points: Points, random: Points, scaled: Points
+) -> list[harness.Check]:
+  """Random starts by method, size and scale of W: none of this decides."""
+  checks = [
+    harness.Check(
+      "recovered, both, random starts, the one of least loss",
+      float(np.mean([p["best"] for p in random.values()])),
+    ),
+    harness.Check(
+      "recovered, both, random starts, plain Newton",
+      _shares(points, "both", "recovered")[:, -1].mean(),
+    ),
+  ]
+  scale = f"W of {config.weight_scale:g}"
+  for size, point in random.items():
+    plain = points[f"both/{size}"]["recovered"][:, -1]
+    found = {
+      scale: point["recovered"][:, 0],
+      f"{scale}, plain Newton": plain,
+    }
+    if size in scaled:
+      both = scaled[size]["recovered"]
+      found |= {"W of 2/d": both[:, 0], "W of 2/d, plain Newton": both[:, 1]}
+    checks += [
+      harness.Check(f"recovered, both, random starts, {size}, {name}", x.mean())
+      for name, x in found.items()
+    ]
   return checks
 
 
@@ -591,15 +666,19 @@ def _word_checks(
 
 def _figure_data(
   recovery: Points,
+  random: Points,
   nullity: Points,
   words: Points,
   order: Any,
   digits: Any,
   minilm: Any,
+  scaled: Points,
 ) -> dict[str, Any]:
   data: dict[str, Any] = {}
   for name, points in (
     ("recovery", recovery),
+    ("random", random),
+    ("scaled", scaled),
     ("nullity", nullity),
     ("words", words),
   ):
@@ -613,6 +692,7 @@ def _figure_data(
 def _draw(
   config: Config,
   recovery: Points,
+  random: Points,
   nullity: Points,
   words: Points,
   order: Any,
@@ -621,7 +701,7 @@ def _draw(
 ) -> Figure:
   harness.use_style()
   figure, axes = plt.subplots(3, 2, figsize=(12.5, 14))
-  _draw_recovery(axes[0, 0], config, recovery)
+  _draw_recovery(axes[0, 0], config, recovery, random)
   _draw_nullity(axes[0, 1], config, nullity)
   _draw_order(axes[1, 0], order)
   _draw_words(axes[1, 1], config, words)
@@ -630,30 +710,48 @@ def _draw(
   return figure
 
 
-def _draw_recovery(ax: Axes, config: Config, points: Points) -> None:
+def _draw_recovery(
+  ax: Axes, config: Config, points: Points, random: Points
+) -> None:
   x = np.arange(len(config.radii) + 1)
   small = config.sizes[0][1]
-  of_small = [d == small for _, d in config.sizes]
+  of_small = np.array([d == small for _, d in config.sizes])
   for model, color in zip(_MODELS, harness.PALETTE, strict=False):
     shares = _shares(points, model, "recovered")
-    ax.plot(x, shares[of_small].mean(0), "o-", color=color, label=model)
-    if not all(of_small):
-      rest = shares[np.logical_not(of_small)].mean(0)
-      ax.plot(x, rest, ":", color=color, linewidth=1.4)
-  zero = _shares(points, "weights", "zero_loss")[of_small].mean(0)
+    near = of_small[: len(shares)]
+    ax.plot(x, shares[near].mean(0), "o-", color=color, label=model)
+    if not near.all():
+      ax.plot(x, shares[~near].mean(0), ":", color=color, linewidth=1.4)
+  with_ridges = np.array([p["recovered"][:, 0].mean() for p in random.values()])
+  color = harness.PALETTE[0]
+  for chosen, face in ((of_small, color), (~of_small, "white")):
+    if chosen.any():
+      ax.plot(
+        len(x),
+        with_ridges[chosen].mean(),
+        "D",
+        color=color,
+        markersize=8,
+        markerfacecolor=face,
+        # The house style draws white edges.
+        markeredgecolor=color,
+      )
+  zero = _shares(points, "weights", "zero_loss")
+  zero = zero[of_small[: len(zero)]].mean(0)
   color = harness.PALETTE[len(_MODELS) - 1]
   ax.plot(x, zero, "--", color=color, label="weights: loss is 0")
   others = " and ".join(
     str(d) for d in sorted({d for _, d in config.sizes} - {small})
   )
-  dotted = f" (dotted: {others})" if others else ""
+  dotted = f" (dotted, hollow: {others})" if others else ""
   ax.set(
     title=f"Tokens recovered, d = {small}{dotted}",
     xlabel="distance of the starts",
     ylabel="share of starts",
     ylim=(-0.04, 1.35),
   )
-  ax.set_xticks(x, [*(f"{r:g}" for r in config.radii), "random"])
+  names = [*(f"{r:g}" for r in config.radii), "random", "random,\nridges"]
+  ax.set_xticks(np.arange(len(names)), names)
   ax.legend(ncols=2, loc="upper right")
 
 

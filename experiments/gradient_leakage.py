@@ -3,8 +3,9 @@
 Three questions about arXiv 2311.13624:
 
 1. Of which blocks does the gradient give the input away? Pooling, residual
-   connection, network and length are varied; the attack is to succeed exactly
-   where the Jacobian of the gradient in the input has full rank.
+   connection, network, length and what of the gradient is seen are varied; the
+   attack is to succeed exactly where the Jacobian of the gradient in the input
+   has full rank.
 2. How much noise stops it, what privacy is that, and what is left of a model
    that is trained so?
 3. Does descent with perturbed gradients keep the rate T^(-1/2)?
@@ -42,14 +43,21 @@ from jaxattn.privacy import (
 from jaxattn.regression import gradient_leakage, tokens
 from jaxattn.scaling import fit_slope
 
-# Pooling, residual connection, network.
-ARCHITECTURES = tuple(
-  itertools.product(("mean", "cls"), (True, False), (True, False))
+# Pooling, residual connection, network, and the gradients that are seen: all,
+# all but that in positions, or those of attention alone.
+CELLS = (
+  *itertools.product(
+    ("mean", "cls"), (True, False), (True, False), ("all", "no pos")
+  ),
+  *itertools.product(("mean",), (True, False), (True,), ("attention",)),
 )
+_GATES = ("residual", "pool", "see_pos", "see_rest")
 _DIGIT_BLOCK = LeakageBlock(mlp=16, num_classes=10)
 _ATTENTION = ("query", "key", "value")
 # What is shown of privacy: from here on it means something.
 _MEANINGFUL = 10.0
+# The one axis of noise multipliers.
+_SIGMAS = (5e-8, 300)
 
 # A ConfigDict: what type a field has is known at run time only.
 Config = Any
@@ -106,8 +114,12 @@ def gated_loss(params: dict[str, Any], x: jax.Array, y: Any) -> jax.Array:
   """A block of :class:`LeakageBlock` whose architecture is data.
 
   ``residual`` is 1 or 0, ``pool`` the weights of tokens; a network of zeros is
-  none, and has no gradient. One program then serves all eight blocks.
+  none, and has no gradient. Of positions and of what follows attention there is
+  a gradient if ``see_pos`` and ``see_rest`` are 1. One program then serves all.
   """
+  gates = {"pos": "see_pos"}
+  gates |= dict.fromkeys(("w_1", "b_1", "w_2", "w_c", "b_c"), "see_rest")
+  params = params | {k: _gated(params[k], params[g]) for k, g in gates.items()}
   z = x + params["pos"]
   q, k, v = (z @ params[name] for name in ("w_q", "w_k", "w_v"))
   weights = nn.softmax(q @ k.T / q.shape[1] ** 0.5)
@@ -118,15 +130,29 @@ def gated_loss(params: dict[str, Any], x: jax.Array, y: Any) -> jax.Array:
   return -log_p[y]
 
 
+def _gated(x: jax.Array, gate: jax.Array) -> jax.Array:
+  """The same value; without a gradient if the gate is 0."""
+  return gate * x + (1 - gate) * jax.lax.stop_gradient(x)
+
+
 def gated_params(
-  params: dict[str, jax.Array], pooling: str, residual: bool, mlp: bool
+  params: dict[str, jax.Array],
+  pooling: str,
+  residual: bool,
+  mlp: bool,
+  seen: str = "all",
 ) -> dict[str, jax.Array]:
   """Parameters of a :class:`LeakageBlock` for :func:`gated_loss`."""
   n = len(params["pos"])
   first = jnp.arange(n) == 0
   pool = jnp.full(n, 1 / n) if pooling == "mean" else 1.0 * first
   network = {k: mlp * params[k] for k in ("w_1", "b_1", "w_2")}
-  gates = {"residual": jnp.asarray(1.0 * residual), "pool": pool}
+  gates = {
+    "residual": jnp.asarray(1.0 * residual),
+    "pool": pool,
+    "see_pos": jnp.asarray(1.0 * (seen == "all")),
+    "see_rest": jnp.asarray(1.0 * (seen != "attention")),
+  }
   return params | network | gates
 
 
@@ -151,34 +177,37 @@ def draw_block(
 
 
 def attack_point(config: Config, n: int) -> Points:
-  """Rank and success, for each of the architectures."""
+  """Rank and success, for each of the cells; rank -1 = not computed."""
   with jax.enable_x64(True):
     rng = np.random.default_rng([config.seed, n])
     sizes = n, config.dim, config.mlp, config.num_classes
     embed = jnp.asarray(0.5 * rng.normal(size=(config.vocab, config.dim)))
     base = draw_block(rng, *sizes)
-    ids = rng.integers(config.vocab, size=(len(ARCHITECTURES), n))
-    kinds = [gated_params(base, *kind) for kind in ARCHITECTURES]
+    ids = rng.integers(config.vocab, size=(len(CELLS), n))
+    kinds = [gated_params(base, *kind) for kind in CELLS]
     params = jax.tree.map(lambda *x: jnp.stack(x), *kinds)
     keys = jax.random.split(jax.random.key(config.seed), len(kinds))
     call = jax.jit(functools.partial(_attack_cells, config))
-    report, found = call(keys, params, embed[ids])
-    metrics = [
-      tokens.reconstruction_metrics(e, embed[i], vocab=embed)
-      for e, i in zip(found.embeddings, ids, strict=True)
+    (ranks, conditions), found = call(keys, params, embed[ids])
+    # What leaves the gradient in positions out is the same in any order of
+    # tokens at their positions.
+    shifts = [base["pos"] * (cell[3] != "all") for cell in CELLS]
+    errors = [
+      tokens.reconstruction_metrics(
+        e + shift, embed[i] + shift, permutation=cell[3] != "all"
+      )["rel_error"]
+      for e, i, shift, cell in zip(
+        found.embeddings, ids, shifts, CELLS, strict=True
+      )
     ]
-    errors, accuracies = (
-      np.array([m[k] for m in metrics]) for k in ("rel_error", "token_accuracy")
-    )
     losses = found.losses.min(1)
   return {
     "length": np.full(len(kinds), n),
-    "unknowns": report.unknowns,
-    "rank": report.rank,
-    "condition": report.condition,
+    "unknowns": np.full(len(kinds), n * config.dim),
+    "rank": ranks,
+    "condition": conditions,
     "loss": losses,
-    "error": errors,
-    "accuracy": accuracies,
+    "error": np.array(errors),
   }
 
 
@@ -186,7 +215,8 @@ def _attack_cells(
   config: Config, keys: jax.Array, params: Any, x: jax.Array
 ) -> tuple[Any, Any]:
   """Report and attack of several blocks, one after the other."""
-  seen = {k: k not in ("residual", "pool") for k in params}
+  seen = {k: k not in _GATES for k in params}
+  unknowns = x[0].size
   options = gradient_leakage.AttackConfig(
     max_steps=config.max_steps, init_scale=0.5
   )
@@ -194,9 +224,12 @@ def _attack_cells(
   def one(args: Any) -> tuple[Any, Any]:
     key, params, x = args
     leaked = jax.grad(gated_loss)(params, x, 1)
-    report = gradient_leakage.leak_report(
-      gated_loss, params, x, 1, mask_leaves=seen
-    )
+    rank, condition = jnp.array(-1), jnp.array(jnp.nan)
+    if unknowns <= config.report_unknowns:
+      report = gradient_leakage.leak_report(
+        gated_loss, params, x, 1, mask_leaves=seen
+      )
+      rank, condition = report.rank, report.condition
     found = gradient_leakage.attack(
       key,
       gated_loss,
@@ -208,7 +241,7 @@ def _attack_cells(
       mask_leaves=seen,
       config=options,
     )
-    return report, found._replace(log=jnp.zeros(()))
+    return (rank, condition), found._replace(log=jnp.zeros(()))
 
   return jax.lax.map(one, (keys, params, x))
 
@@ -270,11 +303,12 @@ def noisy_attacks(
   """
   config = gradient_leakage.AttackConfig(max_steps=max_steps, init_scale=0.5)
 
-  def one(args: Any) -> jax.Array:
-    sigma, (key, x, y) = args
+  def one(level: Any, target: Any) -> jax.Array:
+    (index, sigma), (key, x, y) = level, target
+    key, noise_key = jax.random.split(jax.random.fold_in(key, index))
     leaked = jax.grad(block.loss)(params, x, y)
     private = dp_gradient(
-      key, clip=optax.tree.norm(leaked), noise_multiplier=sigma
+      noise_key, clip=optax.tree.norm(leaked), noise_multiplier=sigma
     )
     batch = jax.tree.map(lambda g: g[None], leaked)
     noisy, _ = private.update(batch, private.init(params))
@@ -290,10 +324,10 @@ def noisy_attacks(
 
   targets = keys, x, labels
 
-  def all_targets(sigma: jax.Array) -> jax.Array:
-    return jax.lax.map(lambda t: one((sigma, t)), targets)
+  def all_targets(level: Any) -> jax.Array:
+    return jax.lax.map(functools.partial(one, level), targets)
 
-  return jax.lax.map(all_targets, sigmas)
+  return jax.lax.map(all_targets, (jnp.arange(len(sigmas)), sigmas))
 
 
 def training_point(config: Config) -> Points:
@@ -432,15 +466,16 @@ def _layer_norm(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
 
 
 def descent_point(config: Config) -> Points:
-  """(stds, steps) mean squared gradient along runs, and the bound on it.
+  """Descents under noise of a block on digits, and of a simple function.
 
-  Of a block on digits, with its largest curvature at the end of each run, and
-  ``simple``: of f = sum log(1 + x^2) / 2, whose smoothness is known to be 1.
+  Of each run the mean squared gradient, the bound on it, the largest curvature
+  on the way and the last loss; ``start`` is the first squared gradient of the
+  block. The simple one is f = sum log(1 + x^2) / 2, whose smoothness is 1.
   """
-  x, y = _digits(config.seed)
-  x, y = x[: config.descent_size], y[: config.descent_size]
-  params = _DIGIT_BLOCK.init(jax.random.key(config.seed), x[0])["params"]
-  start, unravel = flatten_util.ravel_pytree(params)
+  x, y = _digits(config.descent_seed)
+  x, y = _standardized(x)[: config.descent_size], y[: config.descent_size]
+  params = _DIGIT_BLOCK.init(jax.random.key(config.descent_seed), x[0])
+  start, unravel = flatten_util.ravel_pytree(params["params"])
 
   def loss(flat: jax.Array) -> jax.Array:
     each = jax.vmap(_DIGIT_BLOCK.loss, (None, 0, 0))
@@ -449,18 +484,31 @@ def descent_point(config: Config) -> Points:
   def simple(x: jax.Array) -> jax.Array:
     return jnp.log1p(x**2).sum() / 2
 
-  block = _descents(config, loss, start, config.smoothness)
-  plain = _descents(config, simple, jnp.full(50, 3.0, jnp.float32), 1.0)
-  return block | {f"simple {k}": v for k, v in plain.items()}
+  first = jax.jit(jax.grad(loss))(start)
+  runs = [(std, 1.0, config.simple_steps) for std in config.simple_stds]
+  block = _descents(config, loss, start, config.descents)
+  plain = _descents(config, simple, jnp.full(50, 3.0, jnp.float32), runs)
+  named = {f"simple {k}": v for k, v in plain.items()}
+  return {"start": float(first @ first)} | block | named
+
+
+def _standardized(x: jax.Array) -> jax.Array:
+  """Each pixel with mean 0 and variance 1, unless it is always the same."""
+  std = x.std(0)
+  return (x - x.mean(0)[None]) / jnp.where(std > 0, std, 1)[None]
 
 
 def _descents(
-  config: Config, loss: Any, start: jax.Array, smoothness: float
-) -> Points:
-  average = jax.jit(functools.partial(_descend, loss))
+  config: Config, loss: Any, start: jax.Array, runs: Any
+) -> dict[str, np.ndarray]:
+  """By run; a case is noise, smoothness and several numbers of steps."""
+  average = jax.jit(
+    functools.partial(_descend, loss), static_argnames="num_probes"
+  )
   gap = float(jax.jit(loss)(start))
+  cases = [(s, smooth, num) for s, smooth, steps in runs for num in steps]
   rows = []
-  for std, num in itertools.product(config.noise_stds, config.descent_steps):
+  for std, smoothness, num in harness.progress(cases, "descents"):
     bound, step_size = perturbed_sgd_bound(
       f_gap=gap,
       smoothness=smoothness,
@@ -468,14 +516,16 @@ def _descents(
       noise_std=std,
       num_steps=num,
     )
-    key = jax.random.key(config.seed)
-    rows.append((*average(key, start, step_size, std, num), bound))
-  shape = len(config.noise_stds), len(config.descent_steps)
-  names = ("average", "sharpness", "bound")
-  return {
-    name: np.reshape([float(v) for v in row], shape)
-    for name, row in zip(names, zip(*rows, strict=True), strict=True)
-  }
+    key = jax.random.key(config.descent_seed)
+    found = average(
+      key, start, step_size, std, num, num_probes=config.descent_probes
+    )
+    rows.append((std, smoothness, num, bound, *map(float, found)))
+  names = (
+    *("std", "smoothness", "steps", "bound"),
+    *("average", "curvature", "loss"),
+  )
+  return dict(zip(names, np.array(rows).T, strict=True))
 
 
 def _descend(
@@ -485,8 +535,14 @@ def _descend(
   step_size: float,
   noise_std: float,
   num_steps: int,
-) -> tuple[jax.Array, jax.Array]:
-  """Mean squared gradient of a run, and the largest curvature at its end."""
+  *,
+  num_probes: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Mean squared gradient of a run, its largest curvature, and the last loss.
+
+  Curvatures are found by the power method at so many points of the run, the
+  last of which is its end.
+  """
 
   def step(t: jax.Array, carry: Any) -> Any:
     x, total = carry
@@ -495,17 +551,25 @@ def _descend(
     x = x - step_size * (grad + noise_std * noise)
     return x, total + grad @ grad
 
-  carry = start, jnp.zeros((), start.dtype)
-  x, total = jax.lax.fori_loop(0, num_steps, step, carry)
+  def stretch(carry: Any, i: jax.Array) -> tuple[Any, jax.Array]:
+    x, total, v = carry
+    low, high = (num_steps * j // num_probes for j in (i, i + 1))
+    x, total = jax.lax.fori_loop(low, high, step, (x, total))
 
-  def power(v: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-    hv = jax.jvp(jax.grad(loss), (x,), (v,))[1]
-    size = jnp.linalg.norm(hv)
-    return hv / size, size
+    def power(v: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+      hv = jax.jvp(jax.grad(loss), (x,), (v,))[1]
+      size = jnp.linalg.norm(hv)
+      return hv / size, size
 
-  v = jax.random.normal(rng, x.shape, x.dtype)
-  v = v / jnp.linalg.norm(v)
-  return total / num_steps, jax.lax.scan(power, v, length=30)[1][-1]
+    v, sizes = jax.lax.scan(power, v, length=20)
+    return (x, total, v), sizes[-1]
+
+  v = jax.random.normal(rng, start.shape, start.dtype)
+  carry = start, jnp.zeros((), start.dtype), v / jnp.linalg.norm(v)
+  (x, total, _), curvatures = jax.lax.scan(
+    stretch, carry, jnp.arange(num_probes)
+  )
+  return total / num_steps, curvatures.max(), loss(x)
 
 
 # --- checks ---
@@ -514,16 +578,26 @@ def _descend(
 def _attack_checks(
   config: Config, table: dict[str, np.ndarray]
 ) -> list[harness.Check]:
+  known = table["rank"] >= 0
   full = table["rank"] == table["unknowns"]
   recovered = table["error"] <= config.recovered
-  agreement = (full == recovered).mean()
+  whole = np.tile([c[3] == "all" for c in CELLS], len(config.lengths))
+  agrees = full == recovered
+  missed = known & full & ~recovered
   return [
     harness.Check(
       "share of blocks recovered if and only if of full rank",
-      agreement,
+      agrees[known & whole].mean(),
       *config.accepted.agreement,
     ),
-    harness.Check("share of blocks of full rank", full.mean()),
+    harness.Check(
+      "the same, of a gradient seen in part", agrees[known & ~whole].mean()
+    ),
+    harness.Check(
+      "least condition of full rank that was missed",
+      np.min(table["condition"], where=missed, initial=math.inf),
+    ),
+    harness.Check("share of blocks of full rank", full[known].mean()),
     harness.Check(
       "largest loss of an attack that failed",
       np.max(table["loss"], where=~recovered, initial=0.0),
@@ -537,8 +611,7 @@ def _defence_checks(config: Config, point: Points) -> list[harness.Check]:
   private = sigmas >= gaussian_sigma(_MEANINGFUL, config.delta)
   excess = accuracy[private].max() - 1 / config.vocab
   chosen = config.accepted
-  stops = sigmas[(accuracy <= 0.5) & (sigmas > 0)]
-  least = float(stops.min()) if stops.size else math.nan
+  least = _stopping_sigma(config, point)
   return [
     harness.Check(
       "token accuracy above chance at epsilon 10",
@@ -563,6 +636,13 @@ def _defence_checks(config: Config, point: Points) -> list[harness.Check]:
   ]
 
 
+def _stopping_sigma(config: Config, point: Points) -> float:
+  """The least noise multiplier that was tried and leaves half of the tokens."""
+  sigmas = np.array(config.defence.sigmas)
+  stops = sigmas[(point["accuracy"].mean(1) <= 0.5) & (sigmas > 0)]
+  return float(stops.min()) if stops.size else math.nan
+
+
 def _picture_checks(
   config: Config, point: dict[str, Points]
 ) -> list[harness.Check]:
@@ -584,35 +664,56 @@ def _picture_checks(
   return checks
 
 
-def _slopes(config: Config, averages: np.ndarray) -> dict[float, float]:
-  """Of the mean squared gradient in T, for each noise but none."""
-  return {
-    std: float(fit_slope(config.descent_steps, row).slope)
-    for std, row in zip(config.noise_stds, averages, strict=True)
-    if std
-  }
+def _slopes(point: Points, kind: str = "") -> dict[float, tuple[float, float]]:
+  """Slopes in T by noise, over all T and over those that decide.
+
+  These are the T at which the bound is no larger than the first squared
+  gradient of the block: before, it says nothing. There have to be three.
+  """
+  out = {}
+  for std in np.unique(point[f"{kind}std"]):
+    of_std = point[f"{kind}std"] == std
+    deciding = of_std & (kind != "" or point["bound"] <= point["start"])
+    steps, means = point[f"{kind}steps"], point[f"{kind}average"]
+    if std:
+      out[float(std)] = tuple(
+        float(fit_slope(steps[at], means[at]).slope)
+        if at.sum() >= 3
+        else math.nan
+        for at in (of_std, deciding)
+      )
+  return out
 
 
 def _descent_checks(config: Config, point: Points) -> list[harness.Check]:
+  accepted = config.accepted
   ratio = max(
     (point[f"{kind}average"] / point[f"{kind}bound"]).max()
     for kind in ("", "simple ")
   )
+  curvature = (point["curvature"] / point["smoothness"]).max()
   checks = [
     harness.Check("squared gradient over its bound", ratio, 0.0, 1.0),
     harness.Check(
-      "largest curvature over the smoothness",
-      point["sharpness"].max() / config.smoothness,
-      0.0,
-      1.0,
+      "largest curvature of a run over the smoothness", curvature, 0.0, 1.0
     ),
+    harness.Check("first squared gradient, block", point["start"]),
   ]
-  for std, slope in _slopes(config, point["simple average"]).items():
+  for std, (slope, _) in _slopes(point, "simple ").items():
     name = f"slope in T, simple function, noise {std:g}"
-    checks.append(harness.Check(name, slope, *config.accepted.slope))
-  for std, slope in _slopes(config, point["average"]).items():
+    checks.append(harness.Check(name, slope, *accepted.slope))
+  for std, (slope, deciding) in _slopes(point).items():
+    at = point["std"] == std
     name = f"slope in T, block, noise {std:g}"
-    checks.append(harness.Check(name, slope, *config.accepted.slope))
+    if std in config.deciding_stds:
+      checks.append(harness.Check(name, deciding, *accepted.slope))
+    else:
+      checks.append(harness.Check(f"{name}, bound above the start", slope))
+    least = point["bound"][at].min() / point["start"]
+    checks += [
+      harness.Check(f"least bound over the start, noise {std:g}", least),
+      harness.Check(f"last loss, noise {std:g}", point["loss"][at][-1]),
+    ]
   return checks
 
 
@@ -628,7 +729,7 @@ def _draw(
   _draw_attack(figure.add_subplot(grid[0, 0]), config, table)
   _draw_defence(figure.add_subplot(grid[0, 1]), config, point)
   _draw_training(figure.add_subplot(grid[1, 0]), config, point["training"])
-  _draw_descent(figure.add_subplot(grid[1, 1]), config, point["descent"])
+  _draw_descent(figure.add_subplot(grid[1, 1]), point["descent"])
   _draw_digits(figure.add_subfigure(grid[2, 0]), config, point["digits"])
   words = figure.add_subplot(grid[2, 1])
   _draw_words(words, config, point.get("minilm"))
@@ -640,17 +741,19 @@ def _draw_attack(
 ) -> None:
   share = table["rank"] / table["unknowns"]
   error = np.maximum(table["error"], 1e-17)
-  kinds = np.tile([k[0] for k in ARCHITECTURES], len(config.lengths))
-  for kind, color, marker in zip(("mean", "cls"), harness.PALETTE, "os"):
-    shown = kinds == kind
+  kinds = np.tile([f"{c[0]}, {c[3]}" for c in CELLS], len(config.lengths))
+  markers = dict(zip(("all", "no pos", "attention"), "osD", strict=True))
+  for kind in dict.fromkeys(kinds):
+    pooling, seen = kind.split(", ")
+    shown = (kinds == kind) & (share >= 0)
     ax.semilogy(
       share[shown],
       error[shown],
-      marker,
-      color=color,
-      alpha=0.75,
-      markersize=8,
-      label=f"pooling: {kind}",
+      markers[seen],
+      color=harness.PALETTE[pooling == "cls"],
+      alpha=0.7,
+      markersize=7,
+      label=f"pooling: {pooling}; seen: {seen}",
     )
   ax.axhline(config.recovered, color="#6b7480", linestyle="--", linewidth=1)
   ax.set(
@@ -659,7 +762,7 @@ def _draw_attack(
     ylabel="relative error of the attack",
     ylim=(1e-17, 30),
   )
-  ax.legend(loc="lower left")
+  ax.legend(loc="lower left", fontsize=8.5)
 
 
 def _draw_defence(ax: Axes, config: Config, point: dict[str, Points]) -> None:
@@ -671,11 +774,15 @@ def _draw_defence(ax: Axes, config: Config, point: dict[str, Points]) -> None:
   for (label, sigmas), accuracy, color in zip(curves, values, harness.PALETTE):
     ax.plot(np.maximum(sigmas, 1e-7), accuracy, "o-", color=color, label=label)
   ax.set_xscale("log")
-  for epsilon in (1.0, _MEANINGFUL):
-    sigma = gaussian_sigma(epsilon, config.delta)
+  marks = {
+    rf"$\varepsilon$ = {e:g}": gaussian_sigma(e, config.delta)
+    for e in (1.0, _MEANINGFUL)
+  }
+  marks["half of the tokens"] = _stopping_sigma(config, point["defence"])
+  for label, sigma in marks.items():
     ax.axvline(sigma, color="#6b7480", linestyle="--", linewidth=1)
     ax.annotate(
-      rf"$\varepsilon$ = {epsilon:g}",
+      label,
       (sigma, 1.03),
       rotation=90,
       ha="right",
@@ -687,62 +794,60 @@ def _draw_defence(ax: Axes, config: Config, point: dict[str, Points]) -> None:
     xlabel=r"noise multiplier $\sigma$ of one release (leftmost: none)",
     ylabel="share of tokens recovered",
     ylim=(-0.03, 1.05),
-    xlim=(5e-8, 8),
+    xlim=_SIGMAS,
   )
   ax.legend(loc="lower left")
 
 
 def _draw_training(ax: Axes, config: Config, point: Points) -> None:
-  at = np.arange(len(config.train_sigmas))
-  ax.plot(at, point["accuracy"], "o-", color=harness.PALETTE[0])
+  at = np.maximum(config.train_sigmas, 1e-7)
+  ax.semilogx(at, point["accuracy"], "o-", color=harness.PALETTE[0])
   ax.axhline(0.1, color="#6b7480", linestyle=":", linewidth=1)
-  labels = [
-    f"{s:g}\n" + (r"$\infty$" if math.isinf(e) else f"{e:.3g}")
-    for s, e in zip(config.train_sigmas, point["epsilon"], strict=True)
-  ]
-  ax.set_xticks(at, labels)
   ax.set(
     title=f"A model trained so: digits, {config.train_size} examples a step",
-    xlabel=r"noise multiplier $\sigma$, and $\varepsilon$ of all "
-    f"{config.train_steps} steps",
+    xlabel=rf"noise multiplier $\sigma$ of each of {config.train_steps} steps "
+    "(leftmost: none)",
     ylabel="accuracy on digits held out",
-    xlim=(-0.5, len(at) - 0.5),
-    ylim=(0, 1),
+    xlim=_SIGMAS,
+    ylim=(0, 1.55),
+    yticks=np.linspace(0, 1, 6),
   )
-  for i, loss in enumerate(point["loss"]):
+  for i, (loss, epsilon) in enumerate(
+    zip(point["loss"], point["epsilon"], strict=True)
+  ):
+    size = r"$\infty$" if math.isinf(epsilon) else f"{epsilon:.2g}"
     ax.annotate(
-      f"loss {loss:.2g}",
-      (i, point["accuracy"][i]),
-      xytext=(0, 9),
-      textcoords="offset points",
+      rf"loss {loss:.2g}, $\varepsilon$ {size}",
+      (at[i], 0.98),
       ha="center",
-      fontsize=9,
+      va="bottom",
+      rotation=90,
+      fontsize=8,
     )
 
 
-def _draw_descent(ax: Axes, config: Config, point: Points) -> None:
-  steps = config.descent_steps
-  for kind, style in (("simple ", "o-"), ("", "s--")):
-    name = "simple function" if kind else "block on digits"
-    slopes = _slopes(config, point[f"{kind}average"])
-    rows = zip(config.noise_stds, point[f"{kind}average"], strict=True)
-    for (std, row), color in zip(
-      [(s, r) for s, r in rows if s], harness.PALETTE
+def _draw_descent(ax: Axes, point: Points) -> None:
+  for kind, style in (("simple ", "o"), ("", "s")):
+    name = "block on digits" if not kind else "simple function"
+    for (std, (slope, deciding)), color in zip(
+      _slopes(point, kind).items(), harness.PALETTE[3 * (not kind) :]
     ):
-      label = f"{name}, s = {std:g}: $T^{{{slopes[std]:.2f}}}$"
-      ax.loglog(steps, row, style, color=color, label=label)
-  for row, color in zip(point["simple bound"][1:], harness.PALETTE):
-    ax.loglog(steps, row, ":", color=color, alpha=0.8)
+      at = point[f"{kind}std"] == std
+      steps = point[f"{kind}steps"][at]
+      shown = deciding if math.isfinite(deciding) else slope
+      label = f"{name}, s = {std:g}: $T^{{{shown:.2f}}}$"
+      mean, bound = (point[f"{kind}{x}"][at] for x in ("average", "bound"))
+      ax.loglog(steps, mean, f"{style}-", color=color, label=label)
+      ax.loglog(steps, bound, ":", color=color, alpha=0.8)
+  ax.axhline(point["start"], color="#6b7480", linestyle="--", linewidth=1)
   ax.set(
-    title="Descent under noise (dotted: bound, simple function)",
+    title="Descent under noise (dotted: bounds; dashed: first, block)",
     xlabel="T, number of steps",
     ylabel=r"mean of $\|\nabla f\|^2$ over a run",
   )
-  ax.set_xticks(steps, [f"{t:g}" for t in steps])
-  ax.set_xticks([], minor=True)
   low, high = ax.get_ylim()
-  ax.set_ylim(low, high * 30)
-  ax.legend(loc="upper right", ncols=2, fontsize=8.5)
+  ax.set_ylim(low / 30, high)
+  ax.legend(loc="lower left", ncols=2, fontsize=8.5)
 
 
 def _draw_digits(figure: Any, config: Config, point: Points) -> None:

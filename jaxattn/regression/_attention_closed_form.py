@@ -34,8 +34,10 @@ def invert_closed_form(
 ) -> jax.Array:
   r"""Tokens from attention weights and outputs, :math:`T = S^{-1} O V^{-1}`.
 
-  Of several heads the :math:`S_h^{-1} O_h` are put side by side, and the
-  :math:`V_h` too.
+  Several heads are solved together, by least squares for each token: an error
+  of :math:`O_h` reaches token i times the norm of row i of :math:`S_h^{-1}`, by
+  which the equations of that head are divided. So a head that is close to
+  singular does not spoil what others tell, unless it is needed.
 
   Args:
     w: (d, d) or (N, d, d), read for its shape only: given its weights, what a
@@ -48,12 +50,13 @@ def invert_closed_form(
     (n, d).
 
   Raises:
-    ValueError: if shapes do not fit, d values are fewer than dimensions, or
-      weights are not stochastic or so close to singular that nothing can be
-      told from them.
+    ValueError: if shapes do not fit, values are fewer than dimensions, or
+      (where values are known) weights are not stochastic, or the heads whose
+      weights are not close to singular have values V that do not tell all d
+      dimensions.
 
   Cost:
-    O(N n^3 + N n d Hv + N d^2 Hv).
+    O(N n^3 + N n d^2 Hv).
 
   Source:
     derived here.
@@ -87,13 +90,8 @@ def invert_closed_form(
   if width < d:
     raise ValueError(f"invert_closed_form needs d_v >= d, got {width} < {d}")
   check_stochastic(weights)
-  if _checks.is_concrete(weights):
-    condition = np.linalg.cond(np.asarray(weights)).max()
-    if not condition <= _MAX_CONDITION:
-      raise ValueError(
-        f"condition number {condition:.0e} of weights exceeds "
-        f"{_MAX_CONDITION:.0e}; use invert_attention"
-      )
+  if _checks.is_concrete(weights) and _checks.is_concrete(v):
+    _check_conditions(np.asarray(weights), np.asarray(v))
   return _from_both(v, weights, output)
 
 
@@ -235,15 +233,57 @@ def check_stochastic(weights: jax.Array) -> None:
     )
 
 
+def check_causal(weights: jax.Array) -> None:
+  """Raises if concrete (N, n, n) weights are not 0 on later keys."""
+  if not _checks.is_concrete(weights):
+    return
+  later = np.triu(np.asarray(weights), 1).sum(-1)
+  if later.max() > _SUM_TOL:
+    head, row = np.argwhere(later > _SUM_TOL)[0]
+    raise ValueError(
+      f"weights must be 0 on later keys with is_causal, row {row} has "
+      f"{later[head, row]:.3g} there"
+    )
+
+
+def _check_conditions(weights: np.ndarray, v: np.ndarray) -> None:
+  """Raises unless heads that can be inverted tell all dimensions."""
+  conditions = np.linalg.cond(weights)
+  good = conditions <= _MAX_CONDITION
+  rows = v.swapaxes(1, 2)[good].reshape(-1, v.shape[1])
+  of_values = np.linalg.cond(rows) if len(rows) >= v.shape[1] else np.inf
+  if of_values <= _MAX_CONDITION:
+    return
+  name, found = "v", of_values
+  if not good.all():
+    name, found = "weights", conditions.max()
+  raise ValueError(
+    f"condition number {found:.0e} of {name} exceeds {_MAX_CONDITION:.0e}; "
+    "use invert_attention"
+  )
+
+
 @jax.jit
 def _from_both(
   v: jax.Array, weights: jax.Array, output: jax.Array
 ) -> jax.Array:
+  sizes = jnp.linalg.svd(weights, compute_uv=False)
+  good = sizes[:, 0] <= _MAX_CONDITION * sizes[:, -1]
+  eye = jnp.eye(weights.shape[-1], dtype=weights.dtype)
+  weights = jnp.where(good[:, None, None], weights, eye[None])
   values = jnp.linalg.solve(weights, output)
-  # One row a value: V^T T^T = (S^-1 O)^T, heads below each other.
-  right = values.transpose(0, 2, 1).reshape(-1, weights.shape[-1])
-  left = v.transpose(0, 2, 1).reshape(-1, v.shape[1])
-  return jnp.linalg.lstsq(left, right)[0].T
+  growth = jnp.linalg.norm(jnp.linalg.inv(weights), axis=2)
+  trust = jnp.where(good[:, None], 1 / growth, 0)
+  # One row a value, heads below each other: V^T t = (S^-1 O)^T of a token.
+  left = v.transpose(0, 2, 1)
+
+  def token(values: jax.Array, trust: jax.Array) -> jax.Array:
+    rows = trust[:, None, None] * left
+    q, r = jnp.linalg.qr(rows.reshape(-1, v.shape[1]))
+    right = q.T @ (trust[:, None] * values).reshape(-1)
+    return jax.scipy.linalg.solve_triangular(r, right)
+
+  return jax.vmap(token, (1, 1))(values, trust)
 
 
 @functools.partial(jax.jit, static_argnums=2)

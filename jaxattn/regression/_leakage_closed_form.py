@@ -159,7 +159,9 @@ def april_attack(
   Raises:
     ValueError: if a name is missing, shapes do not fit, n is not below d, or
       (where values are known) the system has no solution: "april_attack
-      requires a block without residual connection".
+      requires a block without residual connection", or more than one: the
+      gradient in positions has to have rank n, which pooling of the first
+      token alone does not give.
 
   Cost:
     O(d^2 (h + n)).
@@ -196,6 +198,11 @@ def april_attack(
     raise ValueError(
       "april_attack requires a block without residual connection: the "
       f"gradients fit none (relative misfit {misfit:.1e})"
+    )
+  rank = numerical_rank(jnp.linalg.svd(back, compute_uv=False))
+  if _checks.is_concrete(rank) and rank < n:
+    raise ValueError(
+      f"april_attack needs a gradient in pos of rank n={n}, got rank {rank}"
     )
   return z - pos
 

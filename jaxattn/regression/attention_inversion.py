@@ -29,15 +29,18 @@ and the attacks in closed form are derived here.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxattn import _checks, newton
 from jaxattn.regression import _attention_layer as _layer
 from jaxattn.regression._attention_closed_form import (
+  check_causal,
   check_stochastic,
   congruence_solve,
   invert_closed_form,
@@ -65,6 +68,8 @@ __all__ = [
 
 # Singular values of the Jacobian below this times the largest count as 0.
 _RANK_TOL = 1e-9
+# Of the first gradient of a phase: where a phase before the last one ends.
+_ROUGH_TOL = 1e-3
 # Unknowns up to which a dense Hessian is the cheaper one.
 _DENSE_UNKNOWNS = 512
 
@@ -79,7 +84,7 @@ class AttentionInversionResult(NamedTuple):
     loss: (), their loss.
     all_losses: (K,).
     all_tokens: (K, n, d).
-    num_steps: (K,).
+    num_steps: (K,), of all phases.
     reason: (K,), as in :class:`jaxattn.newton.NewtonResult`.
   """
 
@@ -115,7 +120,8 @@ def prepare(
 
   Raises:
     ValueError: if nothing was observed, shapes or dtypes do not fit, weights
-      are negative or do not sum to 1, or a value is not finite.
+      are negative, do not sum to 1 or lie on masked keys, or a value is not
+      finite.
 
   Cost:
     O(1), beside the checks.
@@ -153,6 +159,8 @@ def prepare(
       )
     _checks.check_shape("weights", weights, (num, length, length), "(N, n, n)")
     check_stochastic(weights)
+    if is_causal:
+      check_causal(weights)
   if output is not None:
     assert v is not None
     v, output = (
@@ -453,6 +461,7 @@ def invert_attention(
   num_starts: int = 16,
   init_scale: float | jax.Array = 1.0,
   x0: jax.Array | None = None,
+  ridges: Sequence[float] = (),
   config: newton.NewtonConfig | None = None,
 ) -> AttentionInversionResult:
   """Recovers tokens by the approximate Newton method, from random starts.
@@ -462,6 +471,10 @@ def invert_attention(
   the weights of one head the truth is out of reach: see
   :func:`identifiability_report`. A loss of 0 is no recovery.
 
+  Starts about 0 often run far out, where the softmax is saturated, and stay
+  there. ``ridges`` holds them back: with more than three dimensions or so take
+  ``ridges=(0.1, 0.01)``, whose steps are Gauss-Newton's.
+
   Args:
     rng: PRNG key of the starts.
     data: from :func:`prepare`.
@@ -469,8 +482,13 @@ def invert_attention(
     num_starts: K.
     init_scale: standard deviation of the starts about ``x0``.
     x0: (n, d), what the starts are drawn around; None = 0.
+    ridges: added to that of the data in phases before the last one, each from
+      where the one before ended, to a gradient of 1e-3 of its first. All phases
+      take a like share of the steps. Meant for starts that are not close: they
+      are drawn towards 0 first.
     config: of the solver; None = 150 steps to a gradient of 1e-13 of the first,
-      by conjugate gradients where there are more than 512 unknowns.
+      by conjugate gradients where there are more than 512 unknowns, with the
+      exact Hessian or, if there are ``ridges``, that of Gauss-Newton.
 
   Returns:
     A :class:`AttentionInversionResult`.
@@ -502,6 +520,9 @@ def invert_attention(
   _checks.check_integer("length", length, 1, None)
   _checks.check_integer("num_starts", num_starts, 1, None)
   _checks.check_positive("init_scale", init_scale)
+  ridges = tuple(map(float, ridges))
+  for ridge in ridges:
+    _checks.check_positive("ridges", ridge)
   observed = _layer.num_tokens(data)
   if length != observed:
     raise ValueError(
@@ -516,9 +537,16 @@ def invert_attention(
   if config is None:
     solver = "cholesky" if length * d <= _DENSE_UNKNOWNS else "cg"
     config = newton.NewtonConfig(
-      max_steps=150, rtol=1e-13, linear_solver=solver
+      max_steps=150,
+      rtol=1e-13,
+      curvature="gauss_newton" if ridges else "newton",
+      linear_solver=solver,
     )
-  return _solve(starts, data, config)
+  if config.max_steps <= len(ridges):
+    raise ValueError(
+      f"max_steps must exceed the {len(ridges)} ridges, got {config.max_steps}"
+    )
+  return _solve(starts, data, config, ridges)
 
 
 def identifiability_report(
@@ -587,12 +615,29 @@ def _causal_bias(length: int, dtype: jax.typing.DTypeLike) -> jax.Array:
 # --- the solver and the report ---
 
 
-@functools.partial(jax.jit, static_argnums=2)
+@functools.partial(jax.jit, static_argnums=(2, 3))
 def _solve(
-  starts: jax.Array, data: AttentionInversionData, config: newton.NewtonConfig
+  starts: jax.Array,
+  data: AttentionInversionData,
+  config: newton.NewtonConfig,
+  ridges: tuple[float, ...],
 ) -> AttentionInversionResult:
+  share = config.max_steps // (len(ridges) + 1)
+  rough = config._replace(max_steps=share, rtol=max(_ROUGH_TOL, config.rtol))
+  last = config._replace(max_steps=config.max_steps - share * len(ridges))
+
+  def phase(x: jax.Array, ridge: jax.Array) -> tuple[jax.Array, jax.Array]:
+    eased = data._replace(ridge=data.ridge + ridge)
+    found = newton.minimize(problem(), x, eased, config=rough)
+    return found.x, found.num_steps
+
   def one(x: jax.Array) -> newton.NewtonResult:
-    return newton.minimize(problem(), x, data, config=config)
+    before = jnp.zeros((), jnp.int32)
+    if ridges:
+      x, steps = lax.scan(phase, x, jnp.asarray(ridges, x.dtype))
+      before = steps.sum()
+    found = newton.minimize(problem(), x, data, config=last)
+    return found._replace(num_steps=before + found.num_steps)
 
   found = jax.vmap(one)(starts)
   tokens = found.x.reshape(len(starts), -1, data.w.shape[-1])

@@ -75,6 +75,11 @@ _DENSE = 512
 _LEAST_NORM = 1e-12
 # Pairs that L-BFGS remembers.
 _HISTORY = 20
+# Parameters of a block from its input to its output, where TAG weighs by depth.
+_FORWARD = (
+  *("pos", "w_q", "w_k", "w_v", "w_o"),
+  *("w_1", "b_1", "w_2", "w_c", "b_c"),
+)
 
 
 class AttackConfig(NamedTuple):
@@ -122,7 +127,8 @@ class LeakReport(NamedTuple):
     equations: (), numbers in the gradient.
     unknowns: (), numbers in the embeddings.
     rank: (), of the Jacobian of the gradient in the embeddings.
-    condition: (), its largest over its smallest singular value.
+    condition: (), its largest over its smallest singular value; infinite with
+      fewer equations than unknowns.
     full_rank: (), whether the reconstruction is locally unique.
     pos_rank: (), of the gradient in positions; -1 if it is not seen.
     span_rank: (), of the gradients in queries, keys and values, beside each
@@ -155,9 +161,10 @@ def gradient_matching_loss(
     kind: one of these.
 
   Returns:
-    (gradient, leaked) -> (), of two pytrees of one structure. Leaves are in the
-    order of ``jax.tree.leaves``: of a dict, by name. The same call gives the
-    same object.
+    (gradient, leaked) -> (), of two pytrees of one structure. Leaves of a dict
+    that are called as in :class:`jaxattn.models.LeakageBlock` come first, from
+    its input to its output; all others in the order of ``jax.tree.leaves``. The
+    same call gives the same object.
 
   Raises:
     ValueError: if ``kind`` is none of them.
@@ -184,7 +191,7 @@ def gradient_matching_loss(
     if kind == "cosine":
       size = _norm(gradient) * _norm(leaked)
       return 1 - _dot(gradient, leaked) / size
-    gaps = jax.tree.leaves(_gaps(gradient, leaked))
+    gaps = _leaves(_gaps(gradient, leaked))
     square = sum((r**2).sum() for r in gaps)
     if kind == "tag":
       share = [
@@ -222,8 +229,8 @@ def attack(
     leaked: the gradient, of the same structure.
     shape: of the embeddings: (n, d), or (B, n, d) if the loss takes a batch.
     y: what ``loss_fn`` takes: a class, or probabilities. None = one example,
-      whose label is read by :func:`label_from_bias`; ``"dlg"`` searches for it
-      instead.
+      whose label is read by :func:`label_from_bias` if that gradient is seen;
+      ``"dlg"`` searches for it instead.
     method: ``"gauss_newton"``, ``"dlg"`` (L-BFGS), ``"tag"`` (Adam with
       warm-up on the loss of that name) or ``"cosine"`` (Adam).
     num_starts: random starts, one after the other; the best is returned.
@@ -240,7 +247,8 @@ def attack(
   Raises:
     ValueError: if trees, shapes or options do not fit, or (where values are
       known) the gradient is not finite, or 0: "leaked gradient norm 0 is below
-      1e-12". Fewer equations than unknowns only warn.
+      1e-12". Fewer independent equations than unknowns only warn: up to 512
+      unknowns the rank at a random start is counted, beyond that numbers.
 
   Cost:
     A step of Gauss-Newton: n d products of the Jacobian with a vector, and
@@ -281,9 +289,12 @@ def attack(
   _check_leaked(params, leaked, setup)
   if y is None:
     _check_label_is_told(leaked, setup)
-    if method != "dlg":
-      bias = jnp.asarray(leaked[config.bias_key])
-      y = jax.nn.one_hot(label_from_bias(bias), len(bias), dtype=bias.dtype)
+    bias = jnp.asarray(leaked[config.bias_key])
+    told = jax.nn.one_hot(label_from_bias(bias), len(bias), dtype=bias.dtype)
+    _warn_if_undetermined(rng, params, leaked, told, setup)
+    y = None if method == "dlg" else told
+  else:
+    _warn_if_undetermined(rng, params, leaked, y, setup)
   return _attack(rng, params, leaked, y, setup=setup, num_starts=num_starts)
 
 
@@ -389,7 +400,12 @@ def _attack(
     x = setup.config.init_scale * draw((size,), dtype)
     if setup.method == "gauss_newton":
       return _gauss_newton(x, (params, leaked, y), setup)
-    return _descend(x, params, leaked, y, setup)
+    unknowns = {"x": x}
+    if y is None:
+      bias = leaked[setup.config.bias_key]
+      label_rng = jax.random.fold_in(rng, 1)
+      unknowns["logits"] = jax.random.normal(label_rng, bias.shape, bias.dtype)
+    return _descend(unknowns, params, leaked, y, setup)
 
   ends = lax.map(one, jax.random.split(rng, num_starts))
   losses = jnp.where(jnp.isfinite(ends.loss), ends.loss, jnp.inf)
@@ -436,15 +452,16 @@ def _problem(
 
 
 def _descend(
-  x: jax.Array, params: Any, leaked: Any, y: Any, setup: _Setup
+  unknowns: dict[str, jax.Array],
+  params: Any,
+  leaked: Any,
+  y: Any,
+  setup: _Setup,
 ) -> _End:
   """L-BFGS or Adam; without a label this is one of the unknowns."""
   kind = "euclidean" if setup.method == "dlg" else setup.method
   matching = gradient_matching_loss(kind)
   target = _seen(leaked, setup.mask)
-  unknowns = {"x": x}
-  if y is None:
-    unknowns["logits"] = jnp.zeros_like(leaked[setup.config.bias_key])
 
   def guess(unknowns: dict[str, jax.Array]) -> Any:
     return jax.nn.softmax(unknowns["logits"]) if y is None else y
@@ -527,6 +544,8 @@ def _report(
   equations, unknowns = jacobian.shape
   values = jnp.linalg.svd(jacobian, compute_uv=False)
   rank = closed_form.numerical_rank(values)
+  # With fewer equations than unknowns the rest of the values is 0.
+  least = values[-1] if equations >= unknowns else jnp.zeros_like(values[-1])
   unseen = jnp.array(-1)
   named = _named(gradient, mask)
   keys = closed_form.ATTENTION_KEYS
@@ -535,7 +554,7 @@ def _report(
     equations=jnp.array(equations),
     unknowns=jnp.array(unknowns),
     rank=rank,
-    condition=values[0] / values[-1],
+    condition=values[0] / least,
     full_rank=rank == unknowns,
     pos_rank=_rank(named["pos"]) if "pos" in named else unseen,
     span_rank=_rank(closed_form.stack_columns(named, keys))
@@ -560,7 +579,17 @@ def _named(gradient: Any, mask: tuple[bool, ...]) -> dict[str, jax.Array]:
 
 
 def _seen(tree: Any, mask: tuple[bool, ...]) -> list[jax.Array]:
-  return [x for x, seen in zip(jax.tree.leaves(tree), mask) if seen]
+  seen = jax.tree.unflatten(jax.tree.structure(tree), mask)
+  return [x for x, s in zip(_leaves(tree), _leaves(seen), strict=True) if s]
+
+
+def _leaves(tree: Any) -> list[Any]:
+  """Those of a block from its input to its output, then all others."""
+  if not isinstance(tree, dict):
+    return jax.tree.leaves(tree)
+  known = [k for k in _FORWARD if k in tree]
+  rest = {k: x for k, x in tree.items() if k not in known}
+  return jax.tree.leaves([[tree[k] for k in known], rest])
 
 
 def _gaps(gradient: Any, leaked: Any) -> Any:
@@ -639,12 +668,6 @@ def _check_leaked(params: Any, leaked: Any, setup: _Setup) -> None:
     _checks.check_shape("leaked", g, jnp.shape(x), "that of params")
     _checks.check_floating("leaked", g)
   seen = _seen(leaked, setup.mask)
-  equations, unknowns = sum(x.size for x in seen), math.prod(setup.shape)
-  if unknowns > equations:
-    warnings.warn(
-      f"under-determined: {unknowns} unknowns, {equations} equations",
-      stacklevel=3,
-    )
   if not all(map(_checks.is_concrete, seen)):
     return
   norm = float(_norm(seen))
@@ -656,6 +679,25 @@ def _check_leaked(params: Any, leaked: Any, setup: _Setup) -> None:
     )
 
 
+def _warn_if_undetermined(
+  rng: jax.Array, params: Any, leaked: Any, y: Any, setup: _Setup
+) -> None:
+  """Warns where other embeddings have the same gradient."""
+  equations = sum(x.size for x in _seen(leaked, setup.mask))
+  unknowns = math.prod(setup.shape)
+  kind = "equations"
+  is_known = all(map(_checks.is_concrete, jax.tree.leaves((rng, params, y))))
+  if is_known and equations >= unknowns and unknowns <= _DENSE:
+    dtype = jnp.result_type(*jax.tree.leaves(leaked))
+    x = setup.config.init_scale * jax.random.normal(rng, setup.shape, dtype)
+    report = _report(params, x, y, loss_fn=setup.loss_fn, mask=setup.mask)
+    equations, kind = int(report.rank), "independent equations"
+  if equations < unknowns:
+    warnings.warn(
+      f"under-determined: {unknowns} unknowns, {equations} {kind}", stacklevel=3
+    )
+
+
 def _check_label_is_told(leaked: Any, setup: _Setup) -> None:
   if len(setup.shape) == 3:
     raise ValueError("y is required for a batch: its gradients tell no label")
@@ -663,4 +705,8 @@ def _check_label_is_told(leaked: Any, setup: _Setup) -> None:
   if not isinstance(leaked, dict) or key not in leaked:
     raise ValueError(
       f"y is required: leaked has no gradient {key!r} to read the label from"
+    )
+  if setup.method != "dlg" and key not in _named(leaked, setup.mask):
+    raise ValueError(
+      f"y is required: mask_leaves hides {key!r}, which tells the label"
     )

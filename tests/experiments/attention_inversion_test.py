@@ -92,9 +92,11 @@ def test_full_size_is_traced():
     bias=None,
   )
 
+  ridges = tuple(config.ridges)
+
   def invert(data, x0):
     return attention_inversion.invert_attention(
-      jax.random.key(0), data, n, num_starts=k, x0=x0
+      jax.random.key(0), data, n, num_starts=k, x0=x0, ridges=ridges
     )
 
   out = jax.eval_shape(invert, data, shape((n, d)))

@@ -11,28 +11,40 @@ import pytest
 from experiments import gradient_leakage as experiment
 from experiments import harness
 from jaxattn.models.leakage import LeakageBlock
-from jaxattn.regression import gradient_leakage
 
 _CONFIG = "configs/gradient_leakage.py"
 _NETWORK = ("w_1", "b_1", "w_2")
 
 
-@pytest.mark.parametrize("kind", experiment.ARCHITECTURES)
+# One program for all cells.
+_GATED = jax.jit(jax.value_and_grad(experiment.gated_loss))
+
+
+@functools.cache
+def _block(pooling, residual, mlp):
+  block = LeakageBlock(
+    pooling=pooling, residual=residual, mlp=8 * mlp, num_classes=3
+  )
+  return jax.jit(jax.value_and_grad(block.loss))
+
+
+@pytest.mark.parametrize("kind", experiment.CELLS)
 def test_gates_make_the_blocks(kind):
-  pooling, residual, mlp = kind
+  pooling, residual, mlp, seen = kind
   rng = np.random.default_rng(0)
   params = experiment.draw_block(rng, 4, 6, 8, 3)
   x = jnp.asarray(rng.normal(size=(4, 6)))
   gated = experiment.gated_params(params, *kind)
-  value, grads = jax.jit(jax.value_and_grad(experiment.gated_loss))(gated, x, 2)
-  block = LeakageBlock(
-    pooling=pooling, residual=residual, mlp=8 * mlp, num_classes=3
-  )
+  value, grads = _GATED(gated, x, 2)
   own = {k: v for k, v in params.items() if mlp or k not in _NETWORK}
-  want, right = jax.jit(jax.value_and_grad(block.loss))(own, x, 2)
+  want, right = _block(pooling, residual, mlp)(own, x, 2)
   np.testing.assert_allclose(value, want, rtol=1e-12)
+  hidden = {"all": (), "no pos": ("pos",)}.get(
+    seen, ("pos", "w_1", "b_1", "w_2", "w_c", "b_c")
+  )
   for name, gradient in right.items():
-    np.testing.assert_allclose(grads[name], gradient, atol=1e-13)
+    shown = gradient * (name not in hidden)
+    np.testing.assert_allclose(grads[name], shown, atol=1e-13)
   # What is switched off tells nothing.
   assert mlp or all(not grads[name].any() for name in _NETWORK)
 
@@ -42,50 +54,62 @@ def test_average_of_descent_is_the_one_of_a_plain_loop():
     return jnp.log1p(x**2).sum() / 2
 
   start, key = jnp.full(5, 3.0), jax.random.key(0)
-  got, curvature = jax.jit(functools.partial(experiment._descend, loss))(
-    key, start, 0.3, 0.0, 40
-  )
-  x, total = np.full(5, 3.0), 0.0
-  for _ in range(40):
+  got, curvature, last = jax.jit(
+    functools.partial(experiment._descend, loss, num_probes=4)
+  )(key, start, 0.3, 0.0, 40)
+  x, total, curvatures = np.full(5, 3.0), 0.0, []
+  for t in range(40):
     grad = x / (1 + x**2)
     total += grad @ grad
     x -= 0.3 * grad
+    if t % 10 == 9:
+      curvatures.append(abs((1 - x**2) / (1 + x**2) ** 2).max())
   np.testing.assert_allclose(got, total / 40, rtol=1e-10)
-  hessian = (1 - x**2) / (1 + x**2) ** 2
-  np.testing.assert_allclose(curvature, abs(hessian).max(), rtol=1e-3)
+  np.testing.assert_allclose(curvature, max(curvatures), rtol=1e-3)
+  np.testing.assert_allclose(last, np.log1p(x**2).sum() / 2, rtol=1e-10)
 
 
-def test_full_size_is_traced():
+def test_slopes_are_decided_where_the_bound_says_something():
+  steps = np.array([1.0, 2.0, 4.0, 8.0])
+  point = {
+    "std": np.full(4, 0.1),
+    "steps": steps,
+    "average": np.array([1.0, 2**-0.5, 2**-1.0, 2**-1.5]) * [1.5, 1, 1, 1],
+    "bound": 4 / np.sqrt(steps),
+    "start": 3.0,
+  }
+  slopes = experiment._slopes(point)
+  assert slopes[0.1][1] == pytest.approx(-0.5)
+  assert slopes[0.1][0] < -0.55
+  # Three numbers of steps at least.
+  assert math.isnan(experiment._slopes(point | {"start": 2.0})[0.1][1])
+
+
+@pytest.mark.parametrize("n", [4, 64])
+def test_full_size_is_traced(n):
   config = harness.load_config(f"{_CONFIG}:full")
-  n, dim = max(config.lengths), config.dim
+  assert n in config.lengths
+  dim, num = config.dim, len(experiment.CELLS)
   params = jax.eval_shape(
     lambda: experiment.gated_params(
       experiment.draw_block(
         np.random.default_rng(0), n, dim, config.mlp, config.num_classes
       ),
-      *experiment.ARCHITECTURES[0],
+      *experiment.CELLS[0],
     )
   )
-  seen = {k: k not in ("residual", "pool") for k in params}
-  x = jax.ShapeDtypeStruct((n, dim), jnp.float64)
-
-  def call(params, x):
-    leaked = jax.grad(experiment.gated_loss)(params, x, 1)
-    return gradient_leakage.attack(
-      jax.random.key(0),
-      experiment.gated_loss,
-      params,
-      leaked,
-      shape=x.shape,
-      y=1,
-      num_starts=config.num_starts,
-      mask_leaves=seen,
-      config=gradient_leakage.AttackConfig(max_steps=config.max_steps),
+  params, x = (
+    jax.tree.map(
+      lambda v: jax.ShapeDtypeStruct((num, *v.shape), jnp.float64), tree
     )
-
-  found = jax.eval_shape(call, params, x)
-  assert found.embeddings.shape == (n, dim)
-  assert found.log.shape == (config.num_starts, config.max_steps)
+    for tree in (params, jax.ShapeDtypeStruct((n, dim), jnp.float64))
+  )
+  keys = jax.random.split(jax.random.key(0), num)
+  (rank, _), found = jax.eval_shape(
+    functools.partial(experiment._attack_cells, config), keys, params, x
+  )
+  assert rank.shape == (num,)
+  assert found.embeddings.shape == (num, n, dim)
 
 
 def test_smoke(tmp_path):

@@ -40,7 +40,30 @@ def test_closed_form_of_heads_that_are_narrow():
   assert _relative(traced(w, v, weights, output), tokens) < 1e-10
 
 
-@pytest.mark.parametrize("d", [1, 2, 5])
+def test_a_bad_head_does_not_spoil_good_ones():
+  rng = np.random.default_rng(3)
+  tokens, v = rng.normal(size=(12, 4)), rng.normal(size=(3, 4, 4))
+  w = rng.normal(size=(3, 4, 4)) / 2 * np.array([4, 1, 1])[:, None, None]
+  weights, output = map(np.array, attention_inversion.predict(tokens, w, v))
+  noisy = output + 1e-8 * rng.normal(size=output.shape)
+
+  def error(heads):
+    found = attention_inversion.invert_closed_form(
+      w[heads], v[heads], weights[heads], noisy[heads]
+    )
+    return _relative(found, tokens)
+
+  assert error([0]) > 1e-3
+  assert error([0, 1, 2]) < 1e-6
+  assert error([0, 1, 2]) < 1.5 * error([1, 2])
+  # One that has no inverse at all is left out, unless it is needed.
+  weights[0], noisy[0] = _half(12), 0
+  np.testing.assert_allclose(error([0, 1, 2]), error([1, 2]), rtol=1e-6)
+  with pytest.raises(ValueError, match=r"of weights exceeds 1e\+12"):
+    error([0])
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 4, 5])
 def test_subspace_and_congruence(d):
   for seed in range(5):
     tokens, w, _, weights, _ = _instance(3 * d + 2, d, seed)
@@ -110,6 +133,12 @@ def _half(n):
         _W, _W, _half(5), np.ones((5, 2))
       ),
       "of weights exceeds 1e+12; use invert_attention",
+    ),
+    (
+      lambda: attention_inversion.invert_closed_form(
+        _W, np.ones((2, 2)), np.eye(4), np.ones((4, 2))
+      ),
+      "of v exceeds 1e+12; use invert_attention",
     ),
     (
       lambda: attention_inversion.invert_closed_form(

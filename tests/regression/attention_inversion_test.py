@@ -197,7 +197,7 @@ def test_nullity_of_one_head(d):
       assert nullity(model, w) == nullity(model, symmetric) == 0
 
 
-@pytest.mark.parametrize("d", [3, 4])
+@pytest.mark.parametrize("d", [3, 4, 6])
 def test_two_heads_leak_what_one_does_not(d):
   tokens, w, _ = _instance(3 * d, d, scale=0.7, heads=2)
   data = _planted("weights", tokens, w, None)
@@ -205,7 +205,7 @@ def test_two_heads_leak_what_one_does_not(d):
     tokens, data
   )
   assert nullity == 0
-  assert condition < 100
+  assert condition <= 40
   # A causal mask hides no more than there was.
   data = _planted("weights", tokens, w[0], None, is_causal=True)
   report = attention_inversion.identifiability_report(tokens, data)
@@ -246,19 +246,20 @@ def test_one_token_has_no_weights():
 
 
 def test_sharp_attention_hides():
-  tokens, w, v = _instance(12, 4)
   report = jax.jit(attention_inversion.identifiability_report)
-  for model in ("both", "output"):
-    conditions, nullities = [], []
-    for sharpness in (1, 4, 8):
-      data = _planted(model, tokens, sharpness * w, v)
-      _, nullity, condition = report(tokens, data)
-      conditions.append(float(condition))
-      nullities.append(int(nullity))
-    assert conditions[1] > 5 * conditions[0], model
-    assert conditions[2] > 5 * conditions[1], model
+  for model, least in (("both", (50, 1e3, 5e4)), ("output", (1e3, 1e5, 1e9))):
+    found = []
+    for seed in range(8):
+      tokens, w, v = _instance(12, 4, seed)
+      data = [_planted(model, tokens, s * w, v) for s in (1, 4, 8)]
+      found.append([report(tokens, x) for x in data])
+    _, nullities, conditions = np.moveaxis(np.array(found), 2, 0)
+    assert (conditions[:, 1:] > 5 * conditions[:, :-1]).all(), model
+    assert (np.median(conditions, 0) >= least).all(), model
     # Beyond recovery from outputs alone.
-    assert nullities == ([0, 0, 0] if model == "both" else [0, 0, 1])
+    assert nullities[0].tolist() == (
+      [0, 0, 0] if model == "both" else [0, 0, 1]
+    )
 
 
 # --- what is found ---
@@ -286,6 +287,25 @@ def test_weights_and_outputs_give_the_tokens():
     best = np.argmin(found.all_losses)
     assert found.loss == found.all_losses[best]
     np.testing.assert_array_equal(found.tokens, found.all_tokens[best])
+
+
+def test_ridges_reach_what_newton_does_not():
+  tokens, w, v = _instance(8, 8)
+  invert = functools.partial(
+    attention_inversion.invert_attention,
+    jax.random.PRNGKey(0),
+    _planted("both", tokens, w, v),
+    8,
+    num_starts=8,
+  )
+  shares = []
+  for ridges in ((), (0.1, 0.01)):
+    found = invert(ridges=ridges)
+    shares.append((_errors(found, tokens) < 1e-3).mean())
+    assert found.num_steps.max() <= 150
+  assert shares[0] < 0.5 <= shares[1]
+  # All but the last phase leave the ridge of the data alone.
+  np.testing.assert_array_less(found.loss, 1e-20)
 
 
 def test_outputs_alone_have_wrong_zeros():
@@ -475,6 +495,26 @@ def _data():
         _EYE, weights=np.array([[1.5, -0.5], [0.5, 0.5]])
       ),
       "weights must be non-negative, got -0.5",
+    ),
+    (
+      lambda: attention_inversion.prepare(_EYE, weights=_HALF, is_causal=True),
+      "weights must be 0 on later keys with is_causal, row 0 has 0.5 there",
+    ),
+    (
+      lambda: attention_inversion.invert_attention(
+        jax.random.key(0), _data(), 2, ridges=(0.1, 0.0)
+      ),
+      "ridges must be positive, got 0.0",
+    ),
+    (
+      lambda: attention_inversion.invert_attention(
+        jax.random.key(0),
+        _data(),
+        2,
+        ridges=(0.1,),
+        config=newton.NewtonConfig(max_steps=1),
+      ),
+      "max_steps must exceed the 1 ridges, got 1",
     ),
     (
       lambda: attention_inversion.prepare(_EYE, weights=np.nan * _HALF),

@@ -53,17 +53,17 @@ def test_descents_end_far_above():
   leaked = _leakage.reference()[-1]
   best = max(_metrics(_found())[0], 1e-15)
   more = gradient_leakage.AttackConfig(max_steps=4000)
-  for method, y, config, error, accuracy in (
-    ("dlg", _leakage.LABEL, gradient_leakage.AttackConfig(), 1e-8, 1.0),
-    ("tag", None, more, 1.5, 0.25),
-    ("cosine", None, more, 1.0, 0.5),
+  for method, y, config, error, accuracy, behind in (
+    # By steps it is not far behind, if it has thirty times as many.
+    ("dlg", _leakage.LABEL, gradient_leakage.AttackConfig(), 1e-8, 1.0, 1e2),
+    ("tag", None, more, 1.5, 0.25, 1e4),
+    ("cosine", None, more, 1.0, 0.5, 1e4),
   ):
     found = _attack(leaked, method=method, y=y, config=config, num_starts=1)
     got = _metrics(found)
     assert got[0] <= error
     assert got[1] >= accuracy
-    if method != "dlg":
-      assert got[0] >= 1e4 * best
+    assert got[0] >= behind * best
     assert found.label == _leakage.LABEL
     assert found.log.shape == (1, found.num_steps[0])
     np.testing.assert_allclose(found.losses[0], found.log.min())
@@ -72,7 +72,7 @@ def test_descents_end_far_above():
 def test_label_may_be_searched_for_too():
   leaked = _leakage.reference()[-1]
   config = gradient_leakage.AttackConfig(max_steps=500)
-  found = _attack(leaked, method="dlg", num_starts=1, config=config)
+  found = _attack(leaked, method="dlg", num_starts=2, config=config)
   error, accuracy = _metrics(found)
   assert found.label == _leakage.LABEL
   assert error < 0.1
@@ -89,18 +89,19 @@ def test_error_is_proportional_to_noise():
     np.sqrt(sum(float((x**2).sum()) for x in tree.values()))
     for tree in (leaked, noise)
   ]
-  sizes, errors = np.array([1e-4, 1e-3, 1e-2, 0.1, 0.3]), []
+  sizes, errors = np.array([1e-4, 1e-3, 1e-2, 3e-2, 0.1, 0.3]), []
   for eta in sizes:
     step = eta * size[0] / size[1]
     noisy = {k: g + step * noise[k] for k, g in leaked.items()}
     error, accuracy = _metrics(_attack(noisy))
     errors.append(error)
-    assert accuracy == 1.0 if eta < 0.1 else accuracy < 1.01
+    assert eta > 0.1 or accuracy == 1.0
   slope = np.polyfit(np.log(sizes[:3]), np.log(errors[:3]), 1)[0]
   assert 0.9 <= slope <= 1.1
-  assert 1 <= errors[0] / 1e-4 <= 10
-  assert errors[4] > 0.5
-  assert accuracy < 0.8
+  assert 2 <= errors[0] / 1e-4 <= 4.5
+  assert 2 <= errors[3] / 3e-2 <= 4.5
+  assert errors[5] > 0.5
+  assert accuracy < 0.7
 
 
 def test_without_positions_order_is_lost():
@@ -225,6 +226,11 @@ def test_a_fitted_example_tells_nothing():
       {"config": gradient_leakage.AttackConfig(bias_key="b")},
       "y is required: leaked has no gradient 'b' to read the label from",
     ),
+    (
+      lambda g: g,
+      {"mask_leaves": {k: k != "b_c" for k in _leakage.reference()[1]}},
+      "y is required: mask_leaves hides 'b_c', which tells the label",
+    ),
   ],
 )
 def test_refusals(change, options, message):
@@ -260,7 +266,28 @@ def test_too_few_equations_warn():
         params,
         g,
         shape=_SHAPE,
+        y=_leakage.LABEL,
         mask_leaves=seen,
       ),
       leaked,
+    )
+
+
+def test_equations_that_depend_on_each_other_warn():
+  n, d = 32, 8
+  embed, params = _leakage.arrays(n=n, d=d, mlp=16, num_classes=4)
+  x = embed[_leakage.token_ids(n)]
+  block = LeakageBlock(mlp=16, num_classes=4)
+  with pytest.warns(
+    UserWarning, match="256 unknowns, 128 independent equations"
+  ):
+    gradient_leakage.attack(
+      jax.random.key(0),
+      block.loss,
+      params,
+      jax.jit(jax.grad(block.loss))(params, x, 1),
+      shape=(n, d),
+      y=1,
+      mask_leaves={k: k in ("w_q", "w_k", "w_v", "w_o") for k in params},
+      config=gradient_leakage.AttackConfig(max_steps=1, init_scale=0.5),
     )

@@ -117,6 +117,28 @@ def test_jacobian_is_the_one_of_differences():
   assert 200 < report.condition < 320
 
 
+def test_pos_sees_three_numbers_of_the_first_token():
+  embed, params, ids, _, _ = _leakage.reference()
+  block = LeakageBlock(pooling="cls")
+  report = gradient_leakage.leak_report(block.loss, params, embed[ids], 2)
+  assert (report.pos_rank, report.span_rank) == (3, 3)
+
+
+def test_fewer_equations_than_unknowns():
+  _, params = _leakage.arrays(n=4, d=8, mlp=16, num_classes=4)
+  x = jnp.asarray(np.random.default_rng(1).normal(size=(4, 8)))
+  report = gradient_leakage.leak_report(
+    LeakageBlock(mlp=16, num_classes=4).loss,
+    params,
+    x,
+    1,
+    mask_leaves={k: k == "b_1" for k in params},
+  )
+  assert (report.equations, report.unknowns) == (16, 32)
+  assert report.condition == np.inf
+  assert not report.full_rank
+
+
 # --- the span ---
 
 
@@ -215,6 +237,16 @@ def test_april_refuses_a_residual():
     gradient_leakage.april_attack(params, leaked)
 
 
+def test_april_refuses_the_first_token_alone():
+  embed, params, ids, _, _ = _leakage.reference()
+  block = LeakageBlock(residual=False, pooling="cls")
+  leaked = jax.jit(jax.grad(block.loss))(params, embed[ids], _leakage.LABEL)
+  with pytest.raises(
+    ValueError, match="needs a gradient in pos of rank n=8, got rank 3"
+  ):
+    gradient_leakage.april_attack(params, leaked)
+
+
 # --- losses ---
 
 
@@ -237,6 +269,14 @@ def test_matching_losses():
     loss = gradient_leakage.gradient_matching_loss(kind)
     np.testing.assert_allclose(loss(g, w), want, rtol=1e-12)
     assert loss is gradient_leakage.gradient_matching_loss(kind)
+  # By depth, not by name: the positions come first and the logits last.
+  names = {"a": "w_c", "b": "pos"}
+  g, w = ({names[k]: x for k, x in tree.items()} for tree in (g, w))
+  tag = square + 0.1 / size * (
+    np.abs(g["pos"] - w["pos"]).sum() + np.abs(g["w_c"] - w["w_c"]).sum() / 2
+  )
+  loss = gradient_leakage.gradient_matching_loss("tag")
+  np.testing.assert_allclose(loss(g, w), tag / 2, rtol=1e-12)
   # Of two settings of one gradient only the direction matters to a cosine.
   twice = jax.tree.map(lambda x: 2 * x, g)
   assert gradient_leakage.gradient_matching_loss("cosine")(twice, g) < 1e-12
