@@ -148,12 +148,7 @@ def _check(
   named = {"x": x, "a1": a1, "a2": a2, "a3": a3, "y": y, "e": e}
   for name, array in named.items():
     _checks.check_rank(name, array, 2)
-    _checks.check_floating(name, array)
-    if array.dtype != x.dtype:
-      raise ValueError(
-        f"all arrays must have one dtype, got {name} of {array.dtype} and x of "
-        f"{x.dtype}"
-      )
+  _checks.check_one_dtype(**named)
   _checks.check_shape("x", x, (a1.shape[1], a2.shape[1]), "columns of a1, a2")
   _checks.check_shape("a3", a3, (a2.shape[0], None), "rows of a2")
   _checks.check_shape("y", y, (a3.shape[1], None), "columns of a3")

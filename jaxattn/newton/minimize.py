@@ -468,13 +468,16 @@ def _step(
   # Of a sum of squares that goes to 0 the rounding is that of its roots.
   floor = jnp.maximum(jnp.abs(loss), eps * jnp.abs(state.start_loss))
 
+  def promise(size: jax.Array) -> jax.Array:
+    return -(size * slope + size**2 * bend / 2)
+
   def within_rounding(size: jax.Array) -> jax.Array:
-    flat = -(size * slope + size**2 * bend / 2) <= _ROUND_OFF * eps * floor
+    flat = promise(size) <= _ROUND_OFF * eps * floor
     length = size * jnp.linalg.norm(direction)
     return flat | (length <= _ROUND_OFF * eps * jnp.linalg.norm(x))
 
   flat = within_rounding(one)
-  promised = -(size * slope + size**2 * bend / 2)
+  promised = promise(size)
   ratio = (loss - new_loss) / jnp.where(promised == 0, 1, promised)
   ratio = jnp.where(flat, 1, jnp.where(accepted, ratio, 0)).astype(x.dtype)
   x = jnp.where(accepted, x + size * direction, x)
