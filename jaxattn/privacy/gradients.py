@@ -80,7 +80,7 @@ def dp_gradient(
     >>> private = dp_gradient(jax.random.key(0), clip=1.0, noise_multiplier=0.0)
     >>> state = private.init(jnp.zeros(2))
     >>> grads = jnp.array([[4.0, 0.0], [0.0, 0.5]])
-    >>> print(private.update(grads, state)[0])
+    >>> print(private.update(grads, state)[0].round(3))
     [0.5  0.25]
   """
   _checks.check_positive("clip", clip)

@@ -50,6 +50,7 @@ class Member(NamedTuple):
     neutral: for each parameter that must not change the result, a value to
       pass, and one that must be refused.
     has_prefix: a query that sees no key attends to a prefix, and gives no 0.
+    no_keys: without any key, S = 0, it attends to its prefix; others refuse.
     refuses: parameters that are there to say why they must be None.
   """
 
@@ -59,6 +60,7 @@ class Member(NamedTuple):
   effects: Mapping[str, Any]
   neutral: Mapping[str, tuple[Any, Any]]
   has_prefix: bool = False
+  no_keys: bool = False
   refuses: tuple[str, ...] = ()
 
   def takes(self, name: str) -> bool:
@@ -356,6 +358,7 @@ _ALL = (
       "precision": _PRECISION,
     },
     has_prefix=True,
+    no_keys=True,
   ),
   Member(
     fn=prefix_attention,
