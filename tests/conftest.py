@@ -1,6 +1,7 @@
 """Settings that every test runs under; must run before jax is used."""
 
 import collections
+import gc
 import os
 import pathlib
 from collections.abc import Iterator
@@ -21,6 +22,10 @@ jax.config.update(
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
+
+# Tracing makes millions of objects that live: looking for cycles among them
+# every 700 of them is a twentieth of all the time.
+gc.set_threshold(100_000, 50, 50)
 
 # absl's parameterized test cases read flags; pytest's own are not absl's.
 if not flags.FLAGS.is_parsed():

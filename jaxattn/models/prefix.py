@@ -120,8 +120,8 @@ class NTKAttention(nn.Module):
       of its right factor is 0 and can be trained.
 
     Raises:
-      ValueError: if sizes do not fit, or a k is not positive, which Taylor
-        features do not promise.
+      ValueError: if sizes do not fit, or a concrete k is not positive, which
+        Taylor features do not promise.
     """
     _checks.check_choice("positivity", self.positivity, _POSITIVITY)
     heads, r, value_dim = state.z.shape
@@ -131,7 +131,8 @@ class NTKAttention(nn.Module):
       )
     self._check_rank(r, value_dim)
     raw = state.k
-    if self.positivity != "none" and not (state.k > 0).all():
+    refused = _checks.is_concrete(state.k) and not (state.k > 0).all()
+    if self.positivity != "none" and refused:
       raise ValueError(
         f"state.k must be positive with positivity={self.positivity!r}, got "
         f"{state.k.min()}; 'none' takes any"

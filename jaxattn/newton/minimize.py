@@ -450,21 +450,6 @@ def _step(
   slope = grad @ direction
   bend = direction @ curvature_matvec(curvature, direction)
 
-  def attempt(size: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    value, slopes = _value_and_grad(problem, x + size * direction, data)
-    most = loss + _ARMIJO * size * slope + 2 * eps * jnp.abs(loss)
-    return value, slopes, value <= most
-
-  one = jnp.ones((), x.dtype)
-  if config.pure:
-    size, accepted = one, jnp.array(True)
-    new_loss, new_grad = problem.value_and_grad(x + direction, data)
-  else:
-    size, new_loss, new_grad, accepted = _halve(attempt, one)
-  new_loss = jnp.where(accepted, new_loss, loss)
-  new_grad = jnp.where(accepted, new_grad, grad)
-  new_norm = jnp.linalg.norm(new_grad)
-
   # Of a sum of squares that goes to 0 the rounding is that of its roots.
   floor = jnp.maximum(jnp.abs(loss), eps * jnp.abs(state.start_loss))
 
@@ -476,7 +461,26 @@ def _step(
     length = size * jnp.linalg.norm(direction)
     return flat | (length <= _ROUND_OFF * eps * jnp.linalg.norm(x))
 
+  one = jnp.ones((), x.dtype)
   flat = within_rounding(one)
+
+  def attempt(size: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    value, slopes = _value_and_grad(problem, x + size * direction, data)
+    most = loss + _ARMIJO * size * slope + 2 * eps * jnp.abs(loss)
+    # Where the loss is all rounding, the gradient still tells.
+    near = flat & (value <= loss + _ROUND_OFF * eps * floor)
+    near &= jnp.linalg.norm(slopes) <= norm
+    return value, slopes, (value <= most) | near
+
+  if config.pure:
+    size, accepted = one, jnp.array(True)
+    new_loss, new_grad = problem.value_and_grad(x + direction, data)
+  else:
+    size, new_loss, new_grad, accepted = _halve(attempt, one)
+  new_loss = jnp.where(accepted, new_loss, loss)
+  new_grad = jnp.where(accepted, new_grad, grad)
+  new_norm = jnp.linalg.norm(new_grad)
+
   promised = promise(size)
   ratio = (loss - new_loss) / jnp.where(promised == 0, 1, promised)
   ratio = jnp.where(flat, 1, jnp.where(accepted, ratio, 0)).astype(x.dtype)

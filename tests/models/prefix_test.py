@@ -80,6 +80,13 @@ def test_starts_from_a_real_prefix(positivity):
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
+def test_traced_states_are_taken_at_their_word():
+  state, module = _state(), NTKAttention()
+  got = jax.jit(module.params_from_state)(state)
+  want = module.params_from_state(state)
+  jax.tree.map(np.testing.assert_allclose, got, want)
+
+
 def test_taylor_states_have_entries_of_either_sign():
   taylor = taylor_map(2)
   key, value = np.random.default_rng(1).standard_normal((2, 30, _K, _H))

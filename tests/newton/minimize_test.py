@@ -195,6 +195,25 @@ def test_stops_where_rounding_rules():
   assert abs(found.x - 1).max() < 1e-1
 
 
+def test_the_gradient_tells_where_the_loss_is_all_rounding():
+  def smooth(x, data):
+    return jnp.log(jnp.cosh(x - data)).sum()
+
+  def value_and_grad(x, data):
+    # Rounding as of a loss that is a long sum.
+    noise = 10 * np.finfo(float).eps * jnp.sin(1e13 * x.sum())
+    loss, grad = jax.value_and_grad(smooth)(x, data)
+    return 1 + loss + noise, grad
+
+  problem = _autodiff(smooth)._replace(value_and_grad=value_and_grad)
+  config = newton.NewtonConfig(rtol=1e-15)
+  starts = 0.3 * jax.random.normal(jax.random.key(0), (50, 3))
+  found = jax.vmap(
+    lambda x: newton.minimize(problem, x, jnp.zeros(3), config=config)
+  )(starts)
+  assert found.grad_norm.max() < 1e-15
+
+
 def test_error_is_a_factor_in_the_norm_of_the_hessian_alone():
   """Curvature off by a tenth: a factor of 1/9 there, any in the plain one."""
   for kappa, least in ((1e2, 1.0), (1e4, 5.0), (1e6, 50.0)):
