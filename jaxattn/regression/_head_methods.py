@@ -38,7 +38,7 @@ from jaxattn.sketch.rows import row_sample
 # of the leverage, and the uniform share of probabilities.
 _QUERIES_PER_ENTRY, _FIRST_EXACT, _PROBES, _UNIFORM = 16, 2, 16, 0.1
 # Reasons of :class:`jaxattn.newton.NewtonState`.
-_RUNNING, _FLAT = -1, 2
+_RUNNING, _FLAT, _STUCK = -1, 2, 3
 
 
 class Sampled(NamedTuple):
@@ -226,7 +226,8 @@ def minimize_sampled(
   sampled = functools.partial(_sampled_step, data, num_rows, plain)
 
   def one(state: newton.NewtonState, prob: jax.Array, bad: jax.Array) -> Any:
-    due = bad | (state.num_steps < _FIRST_EXACT)
+    # Once one was within rounding, only exact ones tell whether that is all.
+    due = bad | (state.num_steps < _FIRST_EXACT) | (state.num_flat > 0)
     if config.refresh:
       due |= state.num_steps % config.refresh == 0
     key = jax.random.fold_in(rng, state.num_steps)
@@ -283,9 +284,10 @@ def _sampled_step(
   )
   flat = new.num_flat > 0
   # Of a sample that says little: an exact step decides whether it is the end.
+  ended = (new.reason == _FLAT) | (new.reason == _STUCK)
   new = new._replace(
     num_flat=jnp.where(flat, state.num_flat, 0),
-    reason=jnp.where(new.reason == _FLAT, _RUNNING, new.reason),
+    reason=jnp.where(ended, _RUNNING, new.reason),
   )
   info = info._replace(num_rows=jnp.array(num_rows, jnp.int32))
   return (new, prob, info), flat

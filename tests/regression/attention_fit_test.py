@@ -447,3 +447,22 @@ def test_a_sample_does_not_say_that_it_is_the_end():
   )
   assert flat
   assert (state.num_flat, state.reason) == (1, -1)
+
+
+@pytest.mark.parametrize("reason", [2, 3])
+def test_however_a_sampled_step_ends_an_exact_one_follows(monkeypatch, reason):
+  data, x, y, _ = _planted(80, 2, 0)
+  step = newton.step
+
+  def ends(*args, **options):
+    state, info = step(*args, **options)
+    two = jnp.asarray(2, jnp.int32)
+    return state._replace(num_flat=two, reason=jnp.asarray(reason)), info
+
+  monkeypatch.setattr(newton, "step", ends)
+  state = newton.init(attention.problem(), _flat(x, y), data, config=_CONFIG)
+  (state, *_), flat = _head_methods._sampled_step(
+    data, 64, _CONFIG, state, jnp.full(80, 1 / 80), jax.random.key(0)
+  )
+  assert flat
+  assert (state.num_flat, state.reason) == (0, -1)
