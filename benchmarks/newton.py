@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     for n, d in _SIZES:
       data = _solvers.planted(n, d, condition=1.0)
       rows += [step(data), *totals(data)]
-    rows += peers(100_000, 256)
+    rows += peers(50_000, 64)
     rows += [memory(n, d) for n, d in ((20_000, 64), (100_000, 256))]
   _race.publish("newton", "Newton's method with sampled rows", rows)
 
