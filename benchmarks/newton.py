@@ -8,6 +8,7 @@ saves is spent again: least at a rough tolerance, and all of it for small d.
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,7 @@ def main(argv: list[str]) -> None:
       data = _solvers.planted(n, d, condition=1.0)
       rows += [step(data), *totals(data)]
     rows += peers(50_000, 64)
+    rows += peers(100_000, 256, only=("L-BFGS-B", "optax L-BFGS"))
     rows += [memory(n, d) for n, d in ((20_000, 64), (100_000, 256))]
   _race.publish("newton", "Newton's method with sampled rows", rows)
 
@@ -90,7 +92,9 @@ def total(
   return _race.ratio(name, seconds, "sampled", "exact", bar)
 
 
-def peers(n: int, d: int, rounds: int = 3) -> list[_race.Row]:
+def peers(
+  n: int, d: int, *, only: Sequence[str] = (), rounds: int = 3
+) -> list[_race.Row]:
   """Columns shrink to 1/30; to a gradient of 1e-8 of the first."""
   data, x0 = _solvers.planted(n, d), jnp.zeros(d)
   args = softmax_resnet.problem(), x0, data
@@ -103,6 +107,8 @@ def peers(n: int, d: int, rounds: int = 3) -> list[_race.Row]:
     "optax L-BFGS": _solvers.optax_lbfgs(*args, **options),
     "optimistix BFGS": _solvers.optimistix_bfgs(*args, **options),
   }
+  if only:
+    solvers = {k: v for k, v in solvers.items() if k in ("ours", *only)}
   bars = {"L-BFGS-B": _PEER_BAR}
   name = f"fit, n = {n}, d = {d}"
   return _solvers.race(
