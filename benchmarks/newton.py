@@ -100,15 +100,16 @@ def peers(
   args = softmax_resnet.problem(), x0, data
   options = {"scale": float(n), "tol": _PEER_TOL}
   config = newton.NewtonConfig(rtol=_PEER_TOL)
-  solvers = {
-    "ours": _solvers.ours(*args, config),
-    "L-BFGS-B": _solvers.scipy("L-BFGS-B", *args, **options),
-    "trust-krylov": _solvers.scipy("trust-krylov", *args, **options),
-    "optax L-BFGS": _solvers.optax_lbfgs(*args, **options),
-    "optimistix BFGS": _solvers.optimistix_bfgs(*args, **options),
+  # Made when they race: some look for their tolerances first.
+  makers = {
+    "L-BFGS-B": functools.partial(_solvers.scipy, "L-BFGS-B"),
+    "trust-krylov": functools.partial(_solvers.scipy, "trust-krylov"),
+    "optax L-BFGS": _solvers.optax_lbfgs,
+    "optimistix BFGS": _solvers.optimistix_bfgs,
   }
-  if only:
-    solvers = {k: v for k, v in solvers.items() if k in ("ours", *only)}
+  solvers = {"ours": _solvers.ours(*args, config)} | {
+    name: makers[name](*args, **options) for name in only or makers
+  }
   bars = {"L-BFGS-B": _PEER_BAR}
   name = f"fit, n = {n}, d = {d}"
   return _solvers.race(

@@ -159,7 +159,7 @@ def _rows(
 def _against_jax_nn(
   name: str, ours: Callable[[], Any], theirs: Callable[[], Any]
 ) -> _race.Row:
-  """A race of its own: what runs next pays for the memory that theirs frees."""
+  """A race of its own: what runs after jax.nn is slower than by itself."""
   seconds = _race.race({"ours": ours, "jax.nn": theirs}, rounds=5)
   return _race.ratio(f"{name}: jax.nn / ours", seconds, "ours", "jax.nn")
 
