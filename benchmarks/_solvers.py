@@ -252,6 +252,42 @@ def loosest(
   return solvers[-1]
 
 
+def hessians(
+  name: str,
+  problem: newton.Problem,
+  x: jax.Array,
+  data: Any,
+  a: jax.Array,
+  bar: float,
+) -> list[_race.Row]:
+  """The whole (d, d) matrix by JAX and by us.
+
+  And the one product of the rows of A with themselves that is in it: what XLA
+  takes for that alone is what nobody can go below.
+  """
+
+  @jax.jit
+  def by_us(x: jax.Array, data: Any) -> jax.Array:
+    assert problem.curvature is not None
+    return newton.curvature_dense(problem.curvature(x, data))
+
+  by_jax = jax.jit(jax.hessian(problem.loss))
+  product = jax.jit(newton.weighted_gram)
+  seconds = _race.race(
+    {
+      "ours": functools.partial(by_us, x, data),
+      "jax": functools.partial(by_jax, x, data),
+      "product": functools.partial(product, a, a[:, 0]),
+    },
+    rounds=21,
+  )
+  name = f"Hessian, {name}: jax.hessian /"
+  return [
+    _race.ratio(f"{name} ours", seconds, "ours", "jax", bar),
+    _race.ratio(f"{name} its one product", seconds, "product", "jax"),
+  ]
+
+
 def race(
   name: str,
   solvers: dict[str, Solver],

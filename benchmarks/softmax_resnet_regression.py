@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
   """Runs all races and rewrites the section of RESULTS.md."""
   del argv
   with jax.enable_x64(True):
-    rows = [*fit(50_000, 64), hessian(20_000, 64), targets(5000, 32, 16)]
+    rows = [*fit(50_000, 64), *hessian(20_000, 64), targets(5000, 32, 16)]
   _race.publish(
     "softmax_resnet_regression", "Softmax regression with a skip", rows
   )
@@ -47,23 +47,12 @@ def fit(n: int, d: int, rounds: int = 5) -> list[_race.Row]:
   return _solvers.race(name, solvers, *args, _TOL, bars=bars, rounds=rounds)
 
 
-def hessian(n: int, d: int) -> _race.Row:
+def hessian(n: int, d: int) -> list[_race.Row]:
   """The whole matrix, (d, d)."""
   data, x = _solvers.planted(n, d), jnp.full(d, 0.1)
-  by_jax = jax.jit(jax.hessian(softmax_resnet.loss))
-
-  @jax.jit
-  def by_us(x: jax.Array, data: softmax_resnet.SoftmaxResnetData) -> jax.Array:
-    return newton.curvature_dense(softmax_resnet.curvature(x, data))
-
-  seconds = _race.race(
-    {
-      "ours": functools.partial(by_us, x, data),
-      "jax": functools.partial(by_jax, x, data),
-    }
-  )
-  name = f"Hessian, n = {n}, d = {d}: jax.hessian / ours"
-  return _race.ratio(name, seconds, "ours", "jax", _HESSIAN_BAR)
+  name, problem = f"n = {n}, d = {d}", softmax_resnet.problem()
+  assert isinstance(data.a, jax.Array)
+  return _solvers.hessians(name, problem, x, data, data.a, _HESSIAN_BAR)
 
 
 def targets(n: int, d: int, num: int) -> _race.Row:

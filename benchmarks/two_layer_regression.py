@@ -6,8 +6,6 @@ optimistix on the residuals of units and regularizer, L-BFGS-B of scipy on our
 loss and gradient; and the Hessian of JAX against ours.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +25,7 @@ def main(argv: list[str]) -> None:
   """Runs all races and rewrites the section of RESULTS.md."""
   del argv
   with jax.enable_x64(True):
-    rows = [*fit(20_000, 64, 32), hessian(20_000, 64, 32)]
+    rows = [*fit(20_000, 64, 32), *hessian(20_000, 64, 32)]
     rows += [step(n, d, 32) for n, d in ((20_000, 64), (100_000, 256))]
   _race.publish("two_layer_regression", "Two-layer regression", rows)
 
@@ -48,23 +46,12 @@ def fit(n: int, d: int, m: int, rounds: int = 5) -> list[_race.Row]:
   return _solvers.race(name, solvers, *args, _TOL, bars=bars, rounds=rounds)
 
 
-def hessian(n: int, d: int, m: int) -> _race.Row:
+def hessian(n: int, d: int, m: int) -> list[_race.Row]:
   """The whole matrix, (d, d)."""
   data, x = planted(n, d, m)
-  by_jax = jax.jit(jax.hessian(two_layer.loss))
-
-  @jax.jit
-  def by_us(x: jax.Array, data: two_layer.TwoLayerData) -> jax.Array:
-    return newton.curvature_dense(two_layer.curvature(x, data))
-
-  seconds = _race.race(
-    {
-      "ours": functools.partial(by_us, x, data),
-      "jax": functools.partial(by_jax, x, data),
-    }
-  )
-  name = f"Hessian, n = {n}, d = {d}, m = {m}: jax.hessian / ours"
-  return _race.ratio(name, seconds, "ours", "jax", _HESSIAN_BAR)
+  name, problem = f"n = {n}, d = {d}, m = {m}", two_layer.problem()
+  assert isinstance(data.a1, jax.Array)
+  return _solvers.hessians(name, problem, x, data, data.a1, _HESSIAN_BAR)
 
 
 def step(n: int, d: int, m: int) -> _race.Row:

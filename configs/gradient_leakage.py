@@ -7,8 +7,9 @@ cpu, 2 cores: minutes, a third of it compilation. "reproduced" if embeddings are
 recovered if and only if the Jacobian of the gradient has full rank (in 95 % of
 the blocks), noise of any meaningful privacy leaves the attack at chance, and
 descent under noise has a slope near -1/2 where its bound says something. smoke:
-seconds, decides nothing. full, one accelerator: a block of 256 dimensions and
-64 tokens, whose 16384 unknowns take conjugate gradients.
+seconds, decides nothing. full, one accelerator: blocks of 256 dimensions and
+64 tokens, one and four of them with a batch of four, whose 16384 and 65536
+unknowns take conjugate gradients.
 """
 
 import ml_collections
@@ -33,6 +34,9 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.recovered = 1e-6
   # Beyond so many the rank is not computed: its Jacobian would not fit.
   config.report_unknowns = 1024
+
+  # Four sequences under four layers, where there is a machine for it.
+  config.stack = ml_collections.ConfigDict()
 
   # B: the same attack on noisy gradients, noise multipliers of one release.
   config.defence = ml_collections.ConfigDict()
@@ -117,6 +121,10 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
     config.defence.length, config.defence.dim = 64, 256
     config.defence.mlp = 1024
     config.defence.max_steps = 100
+    config.stack.num_layers, config.stack.batch = 4, 4
+    config.stack.length, config.stack.dim = 64, 256
+    config.stack.mlp = 1024
+    config.stack.num_starts, config.stack.max_steps = 4, 200
     config.descents = (
       *config.descents[:-1],
       (1.0, 40.0, tuple(2**i * 10**6 for i in range(1, 4))),

@@ -80,10 +80,9 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
       ("descent", descent_point),
     )
   }
-  if config.minilm:
-    point["minilm"] = wd.point(
-      "minilm", functools.partial(minilm_point, config)
-    )
+  for name, compute in (("minilm", minilm_point), ("stack", stack_point)):
+    if config[name]:
+      point[name] = wd.point(name, functools.partial(compute, config))
   table = {key: np.concatenate([c[key] for c in cells]) for key in cells[0]}
   figure = _draw(config, table, point)
   data = {f"{name}, {k}": x for name, p in point.items() for k, x in p.items()}
@@ -100,6 +99,7 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
     "perturbed gradients (no numbers available)",
     checks=[
       *_attack_checks(config, table),
+      *_stack_checks(config, point),
       *_defence_checks(config, point["defence"]),
       *_picture_checks(config, point),
       *_descent_checks(config, point["descent"]),
@@ -120,14 +120,35 @@ def gated_loss(params: dict[str, Any], x: jax.Array, y: Any) -> jax.Array:
   gates = {"pos": "see_pos"}
   gates |= dict.fromkeys(("w_1", "b_1", "w_2", "w_c", "b_c"), "see_rest")
   params = params | {k: _gated(params[k], params[g]) for k, g in gates.items()}
-  z = x + params["pos"]
-  q, k, v = (z @ params[name] for name in ("w_q", "w_k", "w_v"))
-  weights = nn.softmax(q @ k.T / q.shape[1] ** 0.5)
-  o = weights @ v @ params["w_o"] + params["residual"] * z
-  hidden = nn.gelu(o @ params["w_1"] + params["b_1"][None])
-  o = o + hidden @ params["w_2"]
+  o = _layer(x + params["pos"], params, params["residual"])
   log_p = nn.log_softmax(params["pool"] @ o @ params["w_c"] + params["b_c"])
   return -log_p[y]
+
+
+def stacked_loss(params: dict[str, Any], x: jax.Array, y: Any) -> jax.Array:
+  """Mean loss of a batch (B, n, d) under blocks on top of each other.
+
+  What a block has is stacked under ``layers``; labels are (B,).
+  """
+
+  def one(x: jax.Array, y: jax.Array) -> jax.Array:
+    def up(z: jax.Array, layer: Any) -> tuple[jax.Array, None]:
+      return _layer(z, layer), None
+
+    o, _ = jax.lax.scan(up, x + params["pos"], params["layers"])
+    return -nn.log_softmax(o.mean(0) @ params["w_c"] + params["b_c"])[y]
+
+  return jax.vmap(one)(x, y).mean()
+
+
+def _layer(
+  z: jax.Array, params: dict[str, jax.Array], residual: float | jax.Array = 1.0
+) -> jax.Array:
+  q, k, v = (z @ params[name] for name in ("w_q", "w_k", "w_v"))
+  weights = nn.softmax(q @ k.T / q.shape[1] ** 0.5)
+  o = weights @ v @ params["w_o"] + residual * z
+  hidden = nn.gelu(o @ params["w_1"] + params["b_1"][None])
+  return o + hidden @ params["w_2"]
 
 
 def _gated(x: jax.Array, gate: jax.Array) -> jax.Array:
@@ -244,6 +265,38 @@ def _attack_cells(
     return (rank, condition), found._replace(log=jnp.zeros(()))
 
   return jax.lax.map(one, (keys, params, x))
+
+
+def stack_point(config: Config) -> Points:
+  """The attack on a batch under several layers; labels differ and are known.
+
+  So the order of examples is determined, and that of tokens by positions.
+  """
+  c = config.stack
+  with jax.enable_x64(True):
+    rng = np.random.default_rng([config.seed, 1])
+    sizes = c.length, c.dim, c.mlp, c.batch
+    blocks = [draw_block(rng, *sizes) for _ in range(c.num_layers)]
+    outer = {k: blocks[0][k] for k in ("pos", "w_c", "b_c")}
+    inner = [{k: x for k, x in b.items() if k not in outer} for b in blocks]
+    params = outer | {"layers": jax.tree.map(lambda *x: jnp.stack(x), *inner)}
+    x = jnp.asarray(0.5 * rng.normal(size=(c.batch, c.length, c.dim)))
+    y = jnp.arange(c.batch)
+    found = gradient_leakage.attack(
+      jax.random.key(config.seed),
+      stacked_loss,
+      params,
+      jax.jit(jax.grad(stacked_loss))(params, x, y),
+      shape=x.shape,
+      y=y,
+      num_starts=c.num_starts,
+      config=gradient_leakage.AttackConfig(
+        max_steps=c.max_steps, init_scale=0.5
+      ),
+    )
+    error = jnp.linalg.norm(found.embeddings - x) / jnp.linalg.norm(x)
+    loss = found.losses.min()
+  return {"error": error, "loss": loss}
 
 
 # --- noise ---
@@ -602,6 +655,18 @@ def _attack_checks(
       "largest loss of an attack that failed",
       np.max(table["loss"], where=~recovered, initial=0.0),
     ),
+  ]
+
+
+def _stack_checks(
+  config: Config, point: dict[str, Points]
+) -> list[harness.Check]:
+  if "stack" not in point:
+    return []
+  c = config.stack
+  name = f"error of {c.batch} sequences under {c.num_layers} layers"
+  return [
+    harness.Check(name, point["stack"]["error"], 0.0, config.recovered),
   ]
 
 

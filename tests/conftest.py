@@ -46,6 +46,8 @@ def compile_fast(request: pytest.FixtureRequest) -> Iterator[None]:
   What is compiled so is not kept on disk: it is quick to make again.
   """
   fast = request.path.parent.name not in _OPTIMIZED
+  # Those of the size a paper states compute more than they compile.
+  fast &= request.node.get_closest_marker("slow") is None
   jax.config.update("jax_disable_most_optimizations", fast)
   jax.config.update(
     "jax_persistent_cache_min_compile_time_secs", 1e9 if fast else 0.0

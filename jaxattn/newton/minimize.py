@@ -16,6 +16,14 @@ from jax.scipy import linalg
 
 from jaxattn import _checks
 from jaxattn.newton import _solve
+from jaxattn.newton._loop import (
+  BAD_START,
+  FLAT,
+  GRADIENT,
+  RUNNING,
+  STUCK,
+  iterate,
+)
 from jaxattn.newton.curvature import (
   Curvature,
   DenseCurvature,
@@ -39,9 +47,6 @@ _ROWS_PER_DIM = 32
 _LADDER, _EXACT, _GOOD_STEPS = 4, 2, 3
 # Steps that are exact whatever the sketch, and leave the probabilities.
 _FIRST_EXACT = 2
-
-_RUNNING = -1
-_MAX_STEPS, _GRADIENT, _FLAT, _STUCK, _BAD_START = range(5)
 
 
 class NewtonConfig(NamedTuple):
@@ -411,9 +416,7 @@ def _init(
     n = shape.weight.shape[0]
     prob = jnp.full((n,), 1 / n, x0.dtype)
   bad = ~(jnp.isfinite(loss) & jnp.isfinite(norm))
-  done = jnp.where(
-    norm <= config.atol + config.rtol * norm, _GRADIENT, _RUNNING
-  )
+  done = jnp.where(norm <= config.atol + config.rtol * norm, GRADIENT, RUNNING)
   zero = jnp.zeros((), jnp.int32)
   return NewtonState(
     x=x0,
@@ -421,7 +424,7 @@ def _init(
     grad=grad,
     mu=jnp.asarray(config.mu0, x0.dtype),
     num_steps=zero,
-    reason=jnp.where(bad, _BAD_START, done).astype(jnp.int32),
+    reason=jnp.where(bad, BAD_START, done).astype(jnp.int32),
     start_loss=loss,
     start_norm=norm,
     num_flat=zero,
@@ -496,13 +499,13 @@ def _step(
   num_flat = state.num_flat + told.astype(jnp.int32)
   num_flat = jnp.where(idle, num_flat, 0)
 
-  reason = jnp.full((), _RUNNING, jnp.int32)
+  reason = jnp.full((), RUNNING, jnp.int32)
   if not config.pure:
-    still = jnp.where(flat, _FLAT, _STUCK)
+    still = jnp.where(flat, FLAT, STUCK)
     reason = jnp.where(num_flat >= 2, still, reason)
-    reason = jnp.where(~accepted & (mu >= _MU_MAX), _STUCK, reason)
+    reason = jnp.where(~accepted & (mu >= _MU_MAX), STUCK, reason)
   target = config.atol + config.rtol * state.start_norm
-  reason = jnp.where(new_norm <= target, _GRADIENT, reason)
+  reason = jnp.where(new_norm <= target, GRADIENT, reason)
   level, num_good = _climb(state, used, worse | idle | (new_norm > 0.8 * norm))
   info = NewtonInfo(
     loss=loss,
@@ -542,39 +545,22 @@ def _minimize(
 ) -> NewtonResult:
   state = _init(problem, x0, data, config)
 
-  def one(state: NewtonState) -> tuple[NewtonState, NewtonInfo]:
+  def one(state: NewtonState) -> tuple[tuple[NewtonState], NewtonInfo]:
     key = None if rng is None else jax.random.fold_in(rng, state.num_steps)
-    return _step(problem, state, data, config, key)
+    state, info = _step(problem, state, data, config, key)
+    return (state,), info
 
-  log = jax.tree.map(
-    lambda s: jnp.full(
-      (config.max_steps,),
-      jnp.nan if jnp.issubdtype(s.dtype, jnp.floating) else -1,
-      s.dtype,
-    ),
-    jax.eval_shape(one, state)[1],
-  )
+  return result_of(*iterate(one, (state,), config.max_steps))
 
-  def running(carry: tuple[NewtonState, NewtonInfo]) -> jax.Array:
-    state, _ = carry
-    return (state.reason == _RUNNING) & (state.num_steps < config.max_steps)
 
-  def body(
-    carry: tuple[NewtonState, NewtonInfo],
-  ) -> tuple[NewtonState, NewtonInfo]:
-    state, log = carry
-    new, info = one(state)
-    at = state.num_steps
-    return new, jax.tree.map(lambda y, z: y.at[at].set(z), log, info)
-
-  state, log = lax.while_loop(running, body, (state, log))
-  reason = jnp.where(state.reason == _RUNNING, _MAX_STEPS, state.reason)
+def result_of(state: NewtonState, log: NewtonInfo) -> NewtonResult:
+  """What a loop hands back at its end."""
   return NewtonResult(
     x=state.x,
     loss=state.loss,
     grad_norm=jnp.linalg.norm(state.grad),
     num_steps=state.num_steps,
-    reason=reason,
+    reason=state.reason,
     log=log,
   )
 

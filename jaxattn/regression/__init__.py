@@ -45,6 +45,9 @@ from jaxattn.regression.attention_inversion import (
 )
 from jaxattn.regression.gradient_leakage import AttackConfig as AttackConfig
 from jaxattn.regression.gradient_leakage import AttackResult as AttackResult
+from jaxattn.regression.gradient_leakage import (
+  GradientLeakageData as GradientLeakageData,
+)
 from jaxattn.regression.gradient_leakage import LeakReport as LeakReport
 from jaxattn.regression.gradient_leakage import SpanResult as SpanResult
 from jaxattn.regression.gradient_leakage import april_attack as april_attack
@@ -113,6 +116,7 @@ __all__ = [
   "AttentionRegressionData",
   "BaselineResult",
   "BilevelResult",
+  "GradientLeakageData",
   "LeakReport",
   "LeverageInversionData",
   "LeverageInversionResult",

@@ -5,7 +5,6 @@ left is a Schur complement. With a sample of the queries a Hessian costs less.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +13,8 @@ from jax import lax
 from jax.scipy import linalg
 
 from jaxattn import _checks, newton
+from jaxattn.newton._loop import FLAT, RUNNING, STUCK, iterate
+from jaxattn.newton.minimize import result_of
 from jaxattn.regression._head_calculus import (
   AttentionRegressionData,
   Pulled,
@@ -37,8 +38,6 @@ from jaxattn.sketch.rows import row_sample
 # Queries drawn for each entry of X, steps that are exact whatever comes, probes
 # of the leverage, and the uniform share of probabilities.
 _QUERIES_PER_ENTRY, _FIRST_EXACT, _PROBES, _UNIFORM = 16, 2, 16, 0.1
-# Reasons of :class:`jaxattn.newton.NewtonState`.
-_RUNNING, _FLAT, _STUCK = -1, 2, 3
 
 
 class Sampled(NamedTuple):
@@ -238,7 +237,8 @@ def minimize_sampled(
 
   prob = jnp.full((n,), 1 / n, x0.dtype)
   state = newton.init(problem, x0, data, config=plain)
-  return _iterate(one, (state, prob, jnp.zeros((), bool)), config.max_steps)
+  start = state, prob, jnp.zeros((), bool)
+  return result_of(*iterate(one, start, config.max_steps))
 
 
 def _count_rows(found: newton.NewtonResult, n: int) -> newton.NewtonResult:
@@ -284,44 +284,10 @@ def _sampled_step(
   )
   flat = new.num_flat > 0
   # Of a sample that says little: an exact step decides whether it is the end.
-  ended = (new.reason == _FLAT) | (new.reason == _STUCK)
+  ended = (new.reason == FLAT) | (new.reason == STUCK)
   new = new._replace(
     num_flat=jnp.where(flat, state.num_flat, 0),
-    reason=jnp.where(ended, _RUNNING, new.reason),
+    reason=jnp.where(ended, RUNNING, new.reason),
   )
   info = info._replace(num_rows=jnp.array(num_rows, jnp.int32))
   return (new, prob, info), flat
-
-
-def _iterate(
-  one: Callable[..., Any], start: Any, max_steps: int
-) -> newton.NewtonResult:
-  """Steps and their log, until one says why to end."""
-
-  def running(carry: Any) -> jax.Array:
-    state = carry[0][0]
-    return (state.reason == _RUNNING) & (state.num_steps < max_steps)
-
-  def body(carry: Any) -> Any:
-    now, log = carry
-    new, info = one(*now)
-    at = now[0].num_steps
-    return new, jax.tree.map(lambda y, z: y.at[at].set(z), log, info)
-
-  log = jax.tree.map(
-    lambda s: jnp.full((max_steps,), _unused(s.dtype), s.dtype),
-    jax.eval_shape(one, *start)[1],
-  )
-  (state, *_), log = lax.while_loop(running, body, (start, log))
-  return newton.NewtonResult(
-    x=state.x,
-    loss=state.loss,
-    grad_norm=jnp.linalg.norm(state.grad),
-    num_steps=state.num_steps,
-    reason=jnp.maximum(state.reason, 0),
-    log=log,
-  )
-
-
-def _unused(dtype: Any) -> float:
-  return jnp.nan if jnp.issubdtype(dtype, jnp.floating) else -1

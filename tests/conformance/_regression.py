@@ -8,11 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import flatten_util
 
 from jaxattn import newton
+from jaxattn.models import LeakageBlock
 from jaxattn.regression import (
   attention,
   attention_inversion,
+  gradient_leakage,
   leverage_inversion,
   softmax_resnet,
   two_layer,
@@ -155,9 +158,35 @@ def _attention_inversion() -> Member:
   )
 
 
+def _gradient_leakage() -> Member:
+  shape = 2, 3
+  block = LeakageBlock(mlp=4, num_classes=3)
+  drawn = block.init(jax.random.key(0), jnp.zeros(shape))["params"]
+  theta, unravel = flatten_util.ravel_pytree(drawn)
+
+  def loss(theta, embeddings, y):
+    return block.loss(unravel(theta), embeddings, y)
+
+  def instance(rng, share):
+    x = rng.normal(size=shape)
+    y = jax.nn.one_hot(1, 3)
+    leaked = jax.grad(loss)(theta, jnp.asarray(x), y)
+    data = gradient_leakage.GradientLeakageData(theta, leaked, y)
+    return data, jnp.asarray((x + share * rng.normal(size=shape)).ravel())
+
+  return Member(
+    "gradient_leakage",
+    gradient_leakage.problem(loss, shape),
+    lambda seed: instance(np.random.default_rng(seed), 1.0),
+    lambda: instance(np.random.default_rng(0), 0.0),
+    "leaked",
+  )
+
+
 MEMBERS = (
   _attention(),
   _attention_inversion(),
+  _gradient_leakage(),
   _leverage_inversion(),
   _softmax_resnet(0.0),
   _softmax_resnet(1.0),

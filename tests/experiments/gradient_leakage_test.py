@@ -49,6 +49,17 @@ def test_gates_make_the_blocks(kind):
   assert mlp or all(not grads[name].any() for name in _NETWORK)
 
 
+def test_a_batch_under_layers_is_recovered():
+  config = harness.load_config(f"{_CONFIG}:full")
+  config.stack.update(
+    num_layers=2, batch=2, length=2, dim=8, mlp=16, num_starts=4, max_steps=99
+  )
+  point = experiment.stack_point(config)
+  (check,) = experiment._stack_checks(config, {"stack": point})
+  assert check.name == "error of 2 sequences under 2 layers"
+  assert check.measured < 1e-6 == check.high
+
+
 def test_average_of_descent_is_the_one_of_a_plain_loop():
   def loss(x):
     return jnp.log1p(x**2).sum() / 2

@@ -291,3 +291,23 @@ def test_equations_that_depend_on_each_other_warn():
       mask_leaves={k: k in ("w_q", "w_k", "w_v", "w_o") for k in params},
       config=gradient_leakage.AttackConfig(max_steps=1, init_scale=0.5),
     )
+
+
+def test_problem_is_what_the_attack_solves():
+  _, params, *_, block, leaked = _leakage.reference()
+  seen = {name: name != "pos" for name in params}
+  ours = gradient_leakage.problem(block.loss, (8, 16), mask_leaves=seen)
+  again = gradient_leakage.problem(block.loss, [8, 16], mask_leaves=seen)
+  assert ours is again
+  data = gradient_leakage.GradientLeakageData(params, leaked, 2)
+  x = jnp.full(128, 0.1)
+  guess = jax.grad(block.loss)(params, x.reshape(8, 16), 2)
+  matching = gradient_leakage.gradient_matching_loss()
+  guess, target = ({k: g[k] for k in g if seen[k]} for g in (guess, leaked))
+  np.testing.assert_allclose(ours.loss(x, data), matching(guess, target))
+  with pytest.raises(ValueError, match=r"shape must be .n, d. or .B, n, d."):
+    gradient_leakage.problem(block.loss, (8,))
+  with pytest.raises(ValueError, match="mask_leaves must leave a gradient"):
+    gradient_leakage.problem(
+      block.loss, (8, 16), mask_leaves=dict.fromkeys(params, False)
+    )
