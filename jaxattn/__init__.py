@@ -6,10 +6,12 @@ costs:
 * :mod:`jaxattn.attention`: exact, top-k and later approximate attention.
 * :mod:`jaxattn.features`: polynomial and other feature maps, their moments.
 * :mod:`jaxattn.regression`: regression and inversion problems of attention.
+* :mod:`jaxattn.sampling`: walks in convex bodies, chains, diagnostics.
 * :mod:`jaxattn.newton`: damped, sampled Newton methods for them.
 * :mod:`jaxattn.softmax`: online softmax, the machinery under exact attention.
 * :mod:`jaxattn.sketch`: sketches of vectors and of their tensor powers.
 * :mod:`jaxattn.privacy`: calibrated noise and private gradients.
+* :mod:`jaxattn.sampling`: samplers and Gaussian mixtures as their oracle.
 * :mod:`jaxattn.looped`: tasks of in-context learning.
 * :mod:`jaxattn.ntk`: tangent kernels and their predictions.
 * :mod:`jaxattn.scaling`: slopes and other statistics of sweeps.
@@ -35,6 +37,7 @@ __all__ = [
   "numerics",
   "privacy",
   "regression",
+  "sampling",
   "scaling",
   "sketch",
   "softmax",

@@ -14,6 +14,15 @@ from jaxattn.models.classifier import (
   AttentionClassifier as AttentionClassifier,
 )
 from jaxattn.models.classifier import PooledRegressor as PooledRegressor
+from jaxattn.models.forecast import AttentionForecaster as AttentionForecaster
+from jaxattn.models.forecast import nlinear_fit as nlinear_fit
+from jaxattn.models.forecast import nlinear_predict as nlinear_predict
+from jaxattn.models.forecast import persistence as persistence
+from jaxattn.models.forecast import (
+  residual_linear_apply as residual_linear_apply,
+)
+from jaxattn.models.forecast import residual_linear_fit as residual_linear_fit
+from jaxattn.models.forecast import seasonal_naive as seasonal_naive
 from jaxattn.models.icl import ICLHistory as ICLHistory
 from jaxattn.models.icl import ICLRegressor as ICLRegressor
 from jaxattn.models.icl import train_icl as train_icl
@@ -23,6 +32,24 @@ from jaxattn.models.minilm import load_minilm as load_minilm
 from jaxattn.models.minilm import minilm_apply as minilm_apply
 from jaxattn.models.minilm import minilm_tokenize as minilm_tokenize
 from jaxattn.models.prefix import NTKAttention as NTKAttention
+from jaxattn.models.scalar_attention import (
+  scalar_attention_apply as scalar_attention_apply,
+)
+from jaxattn.models.scalar_attention import (
+  scalar_attention_grad as scalar_attention_grad,
+)
+from jaxattn.models.scalar_attention import (
+  scalar_attention_init as scalar_attention_init,
+)
+from jaxattn.models.scalar_attention import (
+  scalar_attention_ntk as scalar_attention_ntk,
+)
+from jaxattn.models.scalar_training import (
+  ScalarAttentionHistory as ScalarAttentionHistory,
+)
+from jaxattn.models.scalar_training import (
+  train_scalar_attention as train_scalar_attention,
+)
 from jaxattn.models.separation import (
   separation_false_positive as separation_false_positive,
 )
@@ -37,6 +64,7 @@ from jaxattn.models.transformer import TransformerStats as TransformerStats
 
 __all__ = [
   "AttentionClassifier",
+  "AttentionForecaster",
   "GradientError",
   "ICLHistory",
   "ICLRegressor",
@@ -44,6 +72,7 @@ __all__ = [
   "MiniLMOutput",
   "NTKAttention",
   "PooledRegressor",
+  "ScalarAttentionHistory",
   "Transformer",
   "TransformerConfig",
   "TransformerStats",
@@ -52,9 +81,20 @@ __all__ = [
   "load_minilm",
   "minilm_apply",
   "minilm_tokenize",
+  "nlinear_fit",
+  "nlinear_predict",
+  "persistence",
+  "residual_linear_apply",
+  "residual_linear_fit",
+  "scalar_attention_apply",
+  "scalar_attention_grad",
+  "scalar_attention_init",
+  "scalar_attention_ntk",
+  "seasonal_naive",
   "separation_false_positive",
   "separation_network",
   "separation_transition",
   "separation_weight",
   "train_icl",
+  "train_scalar_attention",
 ]

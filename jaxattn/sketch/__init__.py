@@ -1,5 +1,7 @@
 """Sketches: random maps to fewer dimensions or rows that keep products."""
 
+from jaxattn.sketch.hadamard import fwht as fwht
+from jaxattn.sketch.hadamard import pad_to_pow2 as pad_to_pow2
 from jaxattn.sketch.leverage import (
   hadamard_square_matvec as hadamard_square_matvec,
 )
@@ -13,17 +15,23 @@ from jaxattn.sketch.tensor import poly_sketch_apply as poly_sketch_apply
 from jaxattn.sketch.tensor import poly_sketch_init as poly_sketch_init
 from jaxattn.sketch.tensor import tensor_sketch_apply as tensor_sketch_apply
 from jaxattn.sketch.tensor import tensor_sketch_init as tensor_sketch_init
+from jaxattn.sketch.tensor import tensor_srht_factors as tensor_srht_factors
+from jaxattn.sketch.tensor import tensor_srht_rows as tensor_srht_rows
 
 __all__ = [
   "PolySketch",
   "TensorSketch",
   "chernoff_rows",
+  "fwht",
   "hadamard_square_matvec",
   "leverage_scores",
+  "pad_to_pow2",
   "poly_sketch_apply",
   "poly_sketch_init",
   "row_sample",
   "row_sample_poisson",
   "tensor_sketch_apply",
   "tensor_sketch_init",
+  "tensor_srht_factors",
+  "tensor_srht_rows",
 ]

@@ -1,0 +1,111 @@
+"""The exact law of a one-dimensional solver, on a grid."""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxattn import _checks
+from jaxattn.sampling import schedules, solvers
+from jaxattn.sampling._mixture import GMM
+from jaxattn.sampling.mixture_diffusion import gmm_logpdf, gmm_score
+
+# Of the exact one-dimensional measures: points of the grid, its least half-
+# width, and how many standard deviations it spans.
+_POINTS, _HALF_WIDTH, _DEVIATIONS = 1401, 7.0, 7.0
+
+
+class TVKL(NamedTuple):
+  """What :func:`tv_kl_1d` measures.
+
+  Attributes:
+    tv: (), the total variation, in [0, 1].
+    kl: (), the KL divergence of the target from what the solver makes.
+    is_monotone: (), boolean: False where the steps of an ODE are so long that
+      its map folds; then the other two are NaN.
+  """
+
+  tv: jax.Array
+  kl: jax.Array
+  is_monotone: jax.Array
+
+
+@jax.jit
+def ddpm_law(gmm: GMM, ts: jax.Array) -> TVKL:
+  x = _grid(gmm)
+  width = x[1] - x[0]
+
+  def step(q: jax.Array, inputs: tuple[Any, ...]) -> tuple[jax.Array, None]:
+    t, gain, weight, variance = inputs
+    mean = gain * x + 2 * weight * gmm_score(gmm, x[:, None], t)[:, 0]
+    kernel = (x[:, None] - mean[None]) ** 2 / (-2 * variance)
+    kernel = jnp.exp(kernel) / jnp.sqrt(2 * math.pi * variance)
+    return kernel @ q * width, None
+
+  exact = schedules.ou().transfer(ts[:-1], ts[1:])
+  q, _ = lax.scan(step, _normal_density(x), (ts[:-1], *exact))
+  log_p = gmm_logpdf(gmm, x[:, None], ts[-1])
+  log_q = jnp.log(jnp.maximum(q, jnp.finfo(q.dtype).tiny))
+  return _compare(log_p, log_q, jnp.full_like(x, width), jnp.array(True))
+
+
+@functools.partial(jax.jit, static_argnames="method")
+def ode_law(gmm: GMM, ts: jax.Array, *, method: str) -> TVKL:
+  z = _grid(gmm)
+
+  def end(z: jax.Array) -> jax.Array:
+    def score(x: jax.Array, t: jax.Array) -> jax.Array:
+      return gmm_score(gmm, x[None], t)[0]
+
+    # The methods of the ODE draw nothing.
+    rng = jax.random.key(0)
+    return solvers.sample_diffusion(rng, score, z, ts, method=method)
+
+  x, slope = jax.vmap(jax.value_and_grad(end))(z)
+  monotone = (slope > 0).all()
+  log_q = jnp.log(_normal_density(z)) - jnp.log(slope)
+  log_p = gmm_logpdf(gmm, x[:, None], ts[-1])
+  return _compare(log_p, log_q, slope * (z[1] - z[0]), monotone)
+
+
+def _compare(
+  log_p: jax.Array, log_q: jax.Array, width: jax.Array, monotone: jax.Array
+) -> TVKL:
+  p, q = jnp.exp(log_p), jnp.exp(log_q)
+  tv = (jnp.abs(p - q) * width).sum() / 2
+  kl = (p * (log_p - log_q) * width).sum()
+  nan = jnp.full_like(tv, jnp.nan)
+  return TVKL(
+    jnp.where(monotone, tv, nan), jnp.where(monotone, kl, nan), monotone
+  )
+
+
+def check_resolved(gmm: GMM, ts: jax.Array, method: str) -> None:
+  if not _checks.is_concrete(gmm.means):
+    return
+  spacing = jnp.diff(_grid(gmm)[:2])[0]
+  b2 = schedules.ou().noise(ts[-1]) ** 2
+  found = {"component": jnp.exp(-2 * ts[-1]) * gmm.eigenvalues.min() + b2}
+  if method == "ddpm":
+    found["step"] = schedules.ou().transfer(ts[:-1], ts[1:])[2].min()
+  for what, variance in found.items():
+    if variance < (2 * spacing) ** 2:
+      raise ValueError(
+        f"the grid of {_POINTS} points, {spacing:.3g} apart, does not resolve "
+        f"a {what} of standard deviation {jnp.sqrt(variance):.3g}"
+      )
+
+
+def _grid(gmm: GMM) -> jax.Array:
+  """Points that hold the mass of the mixture and of the noise."""
+  sd = jnp.sqrt(jnp.broadcast_to(gmm.eigenvalues, gmm.means.shape))
+  half = (jnp.abs(gmm.means) + _DEVIATIONS * sd).max()
+  half = jnp.maximum(half, _HALF_WIDTH)
+  return half * jnp.linspace(-1, 1, _POINTS, dtype=gmm.means.dtype)
+
+
+def _normal_density(x: jax.Array) -> jax.Array:
+  return jnp.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)

@@ -1,0 +1,359 @@
+"""The residual state-space task: its law, and closed forms of its risks."""
+
+import functools
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxattn import data as lib
+from tests._recompile import no_recompilation
+
+_DIMS = (3, 8, 32)
+_GAMMAS = (-0.5, 0.0, 0.5, 0.9)
+# d = 3 has no room for the most negative: (1 - g) / (1 + g) = 3 > 2.
+_CASES = [c for c in itertools.product(_DIMS, _GAMMAS) if c != (3, -0.5)]
+# All gammas at one size, and one of them at the others: draws take time.
+_SAMPLED = [(8, gamma) for gamma in _GAMMAS] + [(3, 0.5), (32, 0.5)]
+_KINDS = {"unit": {"gamma": 0.5}, "paper": {}}
+
+
+_BOTH = (lib.sample_residual_ssm, lib.sample_sign_inconsistent)
+
+
+def _ssm(dim=8, seed=0, **options):
+  return lib.residual_ssm(jax.random.key(seed), dim, **options)
+
+
+def _theta(ssm):
+  c = np.asarray(ssm.coef)
+  return np.arccos(c[-1] / np.linalg.norm(c))
+
+
+# --- coefficients ---
+
+
+@pytest.mark.parametrize("dim", _DIMS)
+def test_unit_coefficients(dim):
+  gammas = jnp.array([g for d, g in _CASES if d == dim])
+  rngs = jax.random.split(jax.random.key(0), len(gammas))
+  draw = lambda rng, gamma: lib.residual_ssm(rng, dim, gamma=gamma).coef  # noqa: E731
+  coef = jax.jit(jax.vmap(draw))(rngs, gammas)
+  close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-12)
+  close(jnp.linalg.norm(coef, axis=1), 1)
+  close(coef.sum(1), 1)
+  close(coef[:, -1], gammas)
+
+
+def test_unit_coefficients_point_anywhere_that_is_left():
+  rngs = jax.random.split(jax.random.key(1), 4000)
+  coef = jax.vmap(lambda rng: lib.residual_ssm(rng, 8).coef)(rngs)[:, :-1]
+  # Mean (1 - gamma) / (d - 1) each, and no direction across it preferred.
+  across = np.asarray(coef - coef.mean(1, keepdims=True))
+  np.testing.assert_allclose(coef.mean(1), 0.5 / 7, rtol=1e-12)
+  want = 0.714286 / 6 * (np.eye(7) - 1 / 7)
+  np.testing.assert_allclose(across.T @ across / 4000, want, atol=0.012)
+
+
+def test_paper_coefficients():
+  coef = _ssm(8, kind="paper").coef
+  np.testing.assert_allclose(coef, [1 / 56] * 7 + [7 / 8])
+  # A norm below 1: the source's properties contradict each other.
+  np.testing.assert_allclose(coef @ coef, (7 / 8) ** 2 + 1 / (64 * 7))
+  np.testing.assert_allclose(coef.sum(), 1)
+  np.testing.assert_allclose(_ssm(2, kind="paper").coef, [0.5, 0.5])
+
+
+def test_least_gamma_leaves_nothing_to_draw():
+  # (1 - g) / (1 + g) = d - 1.
+  for dim in (3, 8):
+    coef = _ssm(dim, gamma=2 / dim - 1).coef
+    np.testing.assert_allclose(coef[:-1].std(), 0, atol=1e-7)
+    np.testing.assert_allclose([coef.sum(), coef @ coef], 1, atol=1e-12)
+  traced = jax.jit(lambda g: _ssm(3, gamma=g).coef)
+  assert np.isnan(traced(-0.5)).any()
+  assert np.isfinite(traced(-0.3)).all()
+
+
+# --- samples ---
+
+
+@pytest.mark.parametrize(("dim", "gamma"), _SAMPLED)
+def test_share_of_inconsistent_samples(dim, gamma):
+  """Within .004 of arccos(gamma) / pi, at 2e5 samples: 3.6 deviations."""
+  ssm = _ssm(dim, gamma=gamma)
+  _, _, u = lib.sample_residual_ssm(jax.random.key(2), ssm, 200_000)
+  want = np.arccos(gamma) / np.pi
+  np.testing.assert_allclose(lib.inconsistency_probability(ssm), want)
+  assert abs((u[:, -2] * u[:, -1] < 0).mean() - want) < 0.004
+  np.testing.assert_allclose(u[:, :-1] @ ssm.coef, u[:, -1], atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_samples_are_the_latents_and_noise(kind):
+  ssm = _ssm(6, kind=kind, noise=0.3)
+  for draw in (lib.sample_residual_ssm, lib.sample_sign_inconsistent):
+    x, y, u = draw(jax.random.key(3), ssm, 40_000)
+    seen = np.concatenate([x, y[:, None]], 1)
+    noise = (seen - np.asarray(u)) / 0.3
+    gram = noise.T @ noise / 40_000
+    np.testing.assert_allclose(gram, np.eye(7), atol=0.03)
+    assert abs(noise.T @ np.asarray(u) / 40_000).max() < 0.03
+    x, y, u = draw(jax.random.key(3), ssm._replace(noise=jnp.zeros(())), 10)
+    np.testing.assert_array_equal(x, u[:, :-1])
+    np.testing.assert_array_equal(y, u[:, -1])
+
+
+@pytest.mark.parametrize(("dim", "gamma"), _SAMPLED)
+def test_inconsistent_samples(dim, gamma):
+  ssm, n = _ssm(dim, gamma=gamma), 100_000
+  _, _, u = lib.sample_sign_inconsistent(jax.random.key(4), ssm, n)
+  last, following = np.asarray(u[:, -2]), np.asarray(u[:, -1])
+  assert (last * following < 0).all()
+  np.testing.assert_allclose(u[:, :-1] @ ssm.coef, following, atol=1e-12)
+  square, product = lib.conditional_moments(ssm)
+  wanted = (square, square, product)
+  for x, want in zip((last**2, following**2, last * following), wanted):
+    error = x.std() / np.sqrt(n)
+    assert abs(x.mean() - want) < 4 * error
+    assert 4 * error < 0.025
+
+
+def test_moments_at_one_half():
+  """And within .006 of those of 4e5 samples."""
+  ssm = _ssm(gamma=0.5)
+  square, product = lib.conditional_moments(ssm)
+  np.testing.assert_allclose([square, product], [0.5865, -0.3270], atol=5e-5)
+  _, _, u = lib.sample_sign_inconsistent(jax.random.key(4), ssm, 400_000)
+  a, b = np.asarray(u[:, -2]), np.asarray(u[:, -1])
+  found = [(a**2).mean(), (b**2).mean(), (a * b).mean()]
+  np.testing.assert_allclose(found, [square, square, product], atol=0.006)
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_inconsistent_law_is_that_of_rejection(kind):
+  """All first moments of the second order, beside rejected samples' own."""
+  ssm = _ssm(5, kind=kind, seed=3)
+  _, _, all_u = lib.sample_residual_ssm(jax.random.key(5), ssm, 200_000)
+  kept = np.asarray(all_u)[np.asarray(all_u[:, -2] * all_u[:, -1] < 0)]
+  _, _, u = lib.sample_sign_inconsistent(jax.random.key(6), ssm, len(kept))
+  u = np.asarray(u)
+  for power in (1, 2):
+    a, b = (
+      np.stack(
+        [(s[:, i] * s[:, j]) ** power for i in range(6) for j in range(6)]
+      )
+      for s in (u, kept)
+    )
+    error = np.sqrt((a.var(1) + b.var(1)) / len(kept))
+    # 72 of them, two kinds: 4.5 deviations.
+    assert (abs(a.mean(1) - b.mean(1)) < 4.5 * error + 1e-12).all()
+  assert abs(u.mean(0)).max() < 4.5 / np.sqrt(len(kept))
+  # And the second moment of what comes next is that of the last, scaled.
+  square, product = lib.conditional_moments(ssm)
+  size = np.linalg.norm(ssm.coef)
+  want = [square, size**2 * square, product]
+  found = [(kept[:, 4] ** 2).mean(), (kept[:, 5] ** 2).mean()]
+  found.append((kept[:, 4] * kept[:, 5]).mean())
+  np.testing.assert_allclose(found, want, atol=6 / np.sqrt(len(kept)))
+
+
+def test_strictly_inconsistent_in_float32():
+  with jax.enable_x64(False):
+    ssm = _ssm(3, gamma=0.99)
+    x, y, u = lib.sample_sign_inconsistent(jax.random.key(7), ssm, 500_000)
+    assert x.dtype == y.dtype == u.dtype == jnp.float32
+    last, following = u[:, -2], u[:, -1]
+    assert bool((jnp.sign(last) * jnp.sign(following) == -1).all())
+
+
+def test_maps_and_compiles_once():
+  gammas = jnp.array([-0.5, 0.2])
+
+  def risk(rng, gamma):
+    ssm = lib.residual_ssm(rng, 8, gamma=gamma)
+    x, y, _ = lib.sample_sign_inconsistent(rng, ssm, 50)
+    return ((x[:, -1] - y) ** 2).mean(), lib.permutation_floor(ssm)
+
+  run = jax.jit(jax.vmap(risk))
+  rngs = jax.random.split(jax.random.key(0), 2)
+  together = run(rngs, gammas)
+  alone = [risk(rng, float(g)) for rng, g in zip(rngs, gammas)]
+  np.testing.assert_allclose(np.transpose(together), alone, rtol=1e-12)
+
+
+def test_second_draw_compiles_nothing():
+  first, second = _ssm(8), _ssm(8, seed=1)
+  rngs = [jax.random.key(i) for i in range(2)]
+  for draw in _BOTH:
+    draw(rngs[0], first, 50)
+    with no_recompilation():
+      draw(rngs[1], second, 50)
+
+
+# --- risks ---
+
+
+def _squared_error(ssm, predict, rng, draw, n=100_000):
+  x, y, _ = draw(jax.random.key(rng), ssm, n)
+  errors = np.asarray((predict(x) - y) ** 2)
+  return errors.mean(), errors.std() / np.sqrt(n)
+
+
+@pytest.mark.parametrize("draw", _BOTH)
+def test_exact_residual_linear_risk_is_noise(draw):
+  ssm = _ssm(8, noise=0.1)
+  want = lib.residual_linear_risk(ssm)
+  np.testing.assert_allclose(want, 2 * 0.1**2, rtol=1e-12)
+  v = ssm.coef[:-1]
+  predict = lambda x: (x[:, :-1] - x[:, -1:]) @ v + x[:, -1]  # noqa: E731
+  found, error = _squared_error(ssm, predict, 8, draw)
+  assert abs(found - want) < 4 * error
+  assert error < 2e-4
+
+
+def test_residual_linear_risk_of_any_vector():
+  for ssm in (_ssm(8, noise=0.4), _ssm(8, noise=0.4, kind="paper")):
+    v = jnp.asarray(np.random.default_rng(0).normal(size=7))
+    predict = lambda x, v=v: (x[:, :-1] - x[:, -1:]) @ v + x[:, -1]  # noqa: E731
+    found, error = _squared_error(ssm, predict, 9, _BOTH[0])
+    assert abs(found - lib.residual_linear_risk(ssm, v)) < 4 * error
+
+
+def test_the_tasks_own_vector_is_the_best_up_to_fourth_order():
+  """With weights w of sum 1: w = (c + s^2 / d) / (1 + s^2) is best."""
+  for noise in (0.1, 0.05):
+    ssm = _ssm(8, noise=noise)
+    risk = functools.partial(lib.residual_linear_risk, ssm)
+    best = (ssm.coef + noise**2 / 8) / (1 + noise**2)
+    np.testing.assert_allclose(best.sum(), 1)
+    np.testing.assert_allclose(jax.grad(risk)(best[:-1]), 0, atol=1e-15)
+    # Fourth order: 7/8 s^4.
+    np.testing.assert_allclose(
+      (risk() - risk(best[:-1])) / noise**4, 7 / 8, rtol=0.02
+    )
+
+
+def test_persistence_on_inconsistent_samples():
+  ssm = _ssm(8, gamma=0.5, noise=0.1)
+  theta = _theta(ssm)
+  sin, cos = np.sin(theta), np.cos(theta)
+  want = 2 * (1 - sin * cos / theta) - 2 * (cos - sin / theta) + 2 * 0.1**2
+  square, product = lib.conditional_moments(ssm)
+  np.testing.assert_allclose(2 * square - 2 * product + 0.02, want, rtol=1e-12)
+  found, error = _squared_error(ssm, lambda x: x[:, -1], 10, _BOTH[1])
+  assert abs(found - want) < 4 * error
+
+
+def test_floor_of_what_ignores_order():
+  ssm = _ssm(8, gamma=0.5, noise=0.0)
+  floor = lib.permutation_floor(ssm)
+  np.testing.assert_allclose(floor, 0.75 - 0.25 / 7, rtol=1e-12)
+  np.testing.assert_allclose(floor, 0.7143, atol=5e-5)
+  x, _, _ = lib.sample_residual_ssm(jax.random.key(11), ssm, 200)
+  past, x = np.asarray(ssm.coef[:-1]), np.asarray(x)
+  orders = np.array(list(itertools.permutations(range(7))))
+  # The variance over all orders is what the best such function loses.
+  lost = np.array([(row[:-1][orders] @ past).var() for row in x])
+  error = lost.std() / np.sqrt(len(lost))
+  assert abs(lost.mean() - floor) < 3 * error
+  # In closed form, for each sample.
+  spread = ((x[:, :-1] - x[:, :-1].mean(1, keepdims=True)) ** 2).sum(1) / 6
+  np.testing.assert_allclose(lost, floor * spread, rtol=1e-10)
+
+
+def test_floors_that_vanish():
+  assert lib.permutation_floor(_ssm(2, kind="paper")) == 0
+  np.testing.assert_allclose(
+    lib.permutation_floor(_ssm(8, kind="paper")), 0, atol=1e-30
+  )
+  # At the least gamma all lags have one coefficient.
+  np.testing.assert_allclose(
+    lib.permutation_floor(_ssm(8, gamma=2 / 8 - 1)), 0, atol=1e-12
+  )
+
+
+def test_the_papers_own_task_is_a_poor_one():
+  ssm = _ssm(8, kind="paper")
+  square, _ = lib.conditional_moments(ssm)
+  # E y^2 = .011, of which .010 is noise.
+  following = ssm.coef @ ssm.coef * square
+  np.testing.assert_allclose(following + ssm.noise**2, 0.0115, atol=5e-5)
+
+
+# --- refused ---
+
+
+@pytest.mark.parametrize(
+  ("dim", "options", "message"),
+  [
+    (2, {}, "dim must be >= 3 for kind='unit', got 2"),
+    (1, {"kind": "paper"}, "dim must be >= 2 for kind='paper', got 1"),
+    (8.0, {}, "dim must be an integer >= 3, got 8.0"),
+    (8, {"kind": "toy"}, "kind must be one of 'unit', 'paper', got 'toy'"),
+    (8, {"gamma": 1.0}, "gamma must be in (-1, 1), got 1.0"),
+    (8, {"gamma": -1.0}, "gamma must be in (-1, 1), got -1.0"),
+    (3, {"gamma": -0.5}, "gamma too negative for dim=3"),
+    (8, {"gamma": jnp.zeros(2)}, "gamma must be a real scalar"),
+    (8, {"noise": -0.1}, "noise must be non-negative, got -0.1"),
+    (8, {"noise": jnp.ones(2)}, "noise must be a real scalar"),
+    (8, {"kind": "paper", "gamma": 0.5}, "gamma must be None for kind='paper'"),
+  ],
+)
+def test_refused_tasks(dim, options, message):
+  with pytest.raises(ValueError, match=re.escape(message)):
+    _ssm(dim, **options)
+
+
+_RNG = jax.random.key(0)
+
+
+@pytest.mark.parametrize(
+  ("call", "message"),
+  [
+    (
+      lambda ssm: lib.sample_residual_ssm(_RNG, ssm, 0),
+      "num_samples must be >= 1, got 0",
+    ),
+    (
+      lambda ssm: lib.sample_sign_inconsistent(_RNG, ssm, 1.5),
+      "num_samples must be an integer >= 1, got 1.5",
+    ),
+    (
+      lambda ssm: lib.sample_sign_inconsistent(
+        _RNG, ssm._replace(coef=jnp.eye(8)[-1]), 5
+      ),
+      "ssm.coef must have weight on a lag before the last",
+    ),
+    (
+      lambda ssm: lib.permutation_floor(ssm._replace(coef=jnp.ones((2, 2)))),
+      "ssm.coef must have 1 dimensions, got shape (2, 2)",
+    ),
+    (
+      lambda ssm: lib.conditional_moments(ssm._replace(coef=jnp.ones(1))),
+      "ssm.coef must have 2 entries or more",
+    ),
+    (
+      lambda ssm: lib.inconsistency_probability(
+        ssm._replace(coef=jnp.arange(3))
+      ),
+      "ssm.coef must have a floating dtype",
+    ),
+    (
+      lambda ssm: lib.sample_residual_ssm(
+        _RNG, ssm._replace(noise=jnp.array(-1.0)), 5
+      ),
+      "ssm.noise must be non-negative, got -1.0",
+    ),
+    (
+      lambda ssm: lib.residual_linear_risk(ssm, jnp.ones(8)),
+      "v must have shape (7,) = (d - 1,), got (8,)",
+    ),
+  ],
+)
+def test_refused_arguments(call, message):
+  with pytest.raises(ValueError, match=re.escape(message)):
+    call(_ssm(8))
