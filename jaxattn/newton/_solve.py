@@ -82,13 +82,21 @@ def cg_solve(
   b: jax.Array,
   shift: jax.Array,
   tol: jax.Array | float,
+  factor: jax.Array | None = None,
 ) -> jax.Array:
-  """Conjugate gradients up to a relative residual, or negative curvature."""
+  """Conjugate gradients up to a relative residual, or negative curvature.
+
+  ``factor``, a lower Cholesky factor of about the same matrix, preconditions
+  them.
+  """
   limit = (tol * jnp.linalg.norm(b)) ** 2
 
+  def precondition(r: jax.Array) -> jax.Array:
+    return r if factor is None else cholesky_solve(factor, r)
+
   def cond(state: tuple[jax.Array, ...]) -> jax.Array:
-    _, _, _, residual, num, stop = state
-    return (residual > limit) & (num < 2 * len(b)) & ~stop
+    _, r, _, _, num, stop = state
+    return (r @ r > limit) & (num < 2 * len(b)) & ~stop
 
   def body(state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     x, r, p, residual, num, _ = state
@@ -99,14 +107,16 @@ def cg_solve(
     x, r = x + step * p, r - step * product
     # The first direction is one of descent, whatever the curvature.
     x = jnp.where(stop & (num == 0), p, x)
-    new = r @ r
-    return x, r, r + new / residual * p, new, num + 1, stop
+    z = precondition(r)
+    new = r @ z
+    return x, r, z + new / residual * p, new, num + 1, stop
 
+  first = precondition(b)
   start = (
     jnp.zeros_like(b),
     b,
-    b,
-    b @ b,
+    first,
+    b @ first,
     jnp.zeros((), jnp.int32),
     jnp.zeros((), bool),
   )

@@ -64,12 +64,15 @@ class NewtonConfig(NamedTuple):
       low-rank part apart; ``"dual"`` in n instead of p dimensions; ``"cg"``
       from products alone.
     sketch: None, or how rows of the design are drawn: ``"leverage"`` or
-      ``"uniform"``.
-    num_rows: rows to draw; None = 32 p. The solver takes four times as many,
-      and then all, where that does not converge.
-    refresh: with a sketch, every how many steps an exact one renews the
-      probabilities of the rows; 0 = the first two steps alone. An exact step
-      that the solver takes by itself renews them too.
+      ``"uniform"``. With ``linear_solver="cholesky"`` the sample stands in for
+      the Hessian; with ``"cg"`` it preconditions products with the Hessian
+      itself, and steps converge as fast as exact ones.
+    num_rows: rows to draw; None = 32 p. In place of the Hessian the solver
+      takes four times as many, and then all, where that does not converge.
+    refresh: with a sketch, every how many steps the probabilities of the rows
+      are renewed, by an exact step where the sample is in the Hessian's place;
+      0 = by the first two steps alone, and by exact ones that the solver takes
+      by itself.
   """
 
   max_steps: int = 50
@@ -101,6 +104,7 @@ class NewtonState(NamedTuple):
     level: (), of the ladder of row counts: 0, 1, or 2 for all rows.
     num_good: (), steps in a row that converged well.
     prob: (n,) probabilities of rows; (0,) without a sketch.
+    hessian: what ``Problem.expand`` told of the Hessian at x; () without it.
   """
 
   x: jax.Array
@@ -115,6 +119,7 @@ class NewtonState(NamedTuple):
   level: jax.Array
   num_good: jax.Array
   prob: jax.Array
+  hessian: Any
 
 
 class NewtonInfo(NamedTuple):
@@ -307,6 +312,20 @@ def minimize(
   return _minimize(problem, x0, data, config, rng)
 
 
+class _Model(NamedTuple):
+  """What a step takes the Hessian to be."""
+
+  curvature: Curvature
+  # What is factored: the curvature, or what preconditions it; None = nothing.
+  matrix: jax.Array | None
+  num_rows: jax.Array
+  # Of the ladder.
+  level: jax.Array
+  is_exact: jax.Array
+  # Whether its factor renews the probabilities of rows.
+  renews: jax.Array
+
+
 # --- checks ---
 
 
@@ -334,9 +353,9 @@ def _check(problem: Problem, x0: jax.Array, config: NewtonConfig) -> None:
   if config.sketch is None:
     if config.num_rows is not None or config.refresh:
       raise ValueError("num_rows and refresh are of no use without a sketch")
-  elif config.linear_solver != "cholesky":
+  elif config.linear_solver not in ("cholesky", "cg"):
     raise ValueError(
-      f"linear_solver must be 'cholesky' with a sketch, got "
+      f"linear_solver must be 'cholesky' or 'cg' with a sketch, got "
       f"{config.linear_solver!r}"
     )
   if _curvature_fn(problem, config) is None:
@@ -392,22 +411,38 @@ def _curvature_fn(problem: Problem, config: NewtonConfig) -> Any:
   return problem.gauss_newton
 
 
-def _value_and_grad(
-  problem: Problem, x: jax.Array, data: Any
-) -> tuple[jax.Array, jax.Array]:
-  """The loss, infinite outside the domain or if not finite; the gradient."""
-  loss, grad = problem.value_and_grad(x, data)
+def _expands(problem: Problem, config: NewtonConfig) -> bool:
+  return problem.expand is not None and config.curvature == "newton"
+
+
+def _evaluate(
+  problem: Problem, x: jax.Array, data: Any, config: NewtonConfig
+) -> tuple[jax.Array, jax.Array, Any]:
+  """The loss, the gradient, and what is told of the Hessian with them."""
+  if _expands(problem, config):
+    assert problem.expand is not None
+    loss, grad, hessian = problem.expand(x, data)
+  else:
+    (loss, grad), hessian = problem.value_and_grad(x, data), ()
   _check_gradient(loss, grad, x)
+  return loss, grad, hessian
+
+
+def _evaluate_inside(
+  problem: Problem, x: jax.Array, data: Any, config: NewtonConfig
+) -> tuple[jax.Array, jax.Array, Any]:
+  """The same, the loss infinite outside the domain or if not finite."""
+  loss, grad, hessian = _evaluate(problem, x, data, config)
   good = jnp.isfinite(loss)
   if problem.in_domain is not None:
     good &= problem.in_domain(x, data)
-  return jnp.where(good, loss, jnp.inf), grad
+  return jnp.where(good, loss, jnp.inf), grad, hessian
 
 
 def _init(
   problem: Problem, x0: jax.Array, data: Any, config: NewtonConfig
 ) -> NewtonState:
-  loss, grad = _value_and_grad(problem, x0, data)
+  loss, grad, hessian = _evaluate_inside(problem, x0, data, config)
   norm = jnp.linalg.norm(grad)
   prob = jnp.zeros((0,), x0.dtype)
   if config.sketch is not None:
@@ -431,6 +466,7 @@ def _init(
     level=zero,
     num_good=zero,
     prob=prob,
+    hessian=hessian,
   )
 
 
@@ -445,11 +481,14 @@ def _step(
   x, loss, grad = state.x, state.loss, state.grad
   eps = jnp.finfo(x.dtype).eps
   norm = jnp.linalg.norm(grad)
-  exact = _curvature_fn(problem, config)(x, data)
+  if _expands(problem, config):
+    exact = state.hessian(data)
+  else:
+    exact = _curvature_fn(problem, config)(x, data)
   _check_curvature(exact, config)
-  used = _level(state, config)
-  curvature, num_rows, told = _sampled(exact, state, used, config, rng)
-  direction, shift, num_shifts = _direction(curvature, state, config)
+  model = _model(exact, state, config, rng)
+  curvature = model.curvature
+  direction, shift, num_shifts = _direction(model, state, config)
   slope = grad @ direction
   bend = direction @ curvature_matvec(curvature, direction)
 
@@ -467,21 +506,24 @@ def _step(
   one = jnp.ones((), x.dtype)
   flat = within_rounding(one)
 
-  def attempt(size: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    value, slopes = _value_and_grad(problem, x + size * direction, data)
+  def attempt(size: jax.Array) -> tuple[Any, jax.Array]:
+    found = _evaluate_inside(problem, x + size * direction, data, config)
+    value, slopes, _ = found
     most = loss + _ARMIJO * size * slope + 2 * eps * jnp.abs(loss)
     # Where the loss is all rounding, the gradient still tells.
     near = flat & (value <= loss + _ROUND_OFF * eps * floor)
     near &= jnp.linalg.norm(slopes) <= norm
-    return value, slopes, (value <= most) | near
+    return found, (value <= most) | near
 
+  old = loss, grad, state.hessian
   if config.pure:
     size, accepted = one, jnp.array(True)
-    new_loss, new_grad = problem.value_and_grad(x + direction, data)
+    new = _evaluate(problem, x + direction, data, config)
   else:
-    size, new_loss, new_grad, accepted = _halve(attempt, one)
-  new_loss = jnp.where(accepted, new_loss, loss)
-  new_grad = jnp.where(accepted, new_grad, grad)
+    size, new, accepted = _halve(attempt, old)
+  new_loss, new_grad, hessian = jax.tree.map(
+    lambda z, y: jnp.where(accepted, z, y), new, old
+  )
   new_norm = jnp.linalg.norm(new_grad)
 
   promised = promise(size)
@@ -496,7 +538,7 @@ def _step(
   factor = jnp.where(better, 0.25, jnp.where(worse, 4.0, 1.0))
   mu = jnp.clip(mu * factor.astype(x.dtype), _MU_MIN, _MU_MAX)
   # Of sampled Hessians a promise below rounding says little.
-  num_flat = state.num_flat + told.astype(jnp.int32)
+  num_flat = state.num_flat + model.is_exact.astype(jnp.int32)
   num_flat = jnp.where(idle, num_flat, 0)
 
   reason = jnp.full((), RUNNING, jnp.int32)
@@ -506,7 +548,8 @@ def _step(
     reason = jnp.where(~accepted & (mu >= _MU_MAX), STUCK, reason)
   target = config.atol + config.rtol * state.start_norm
   reason = jnp.where(new_norm <= target, GRADIENT, reason)
-  level, num_good = _climb(state, used, worse | idle | (new_norm > 0.8 * norm))
+  bad = worse | idle | (new_norm > 0.8 * norm)
+  level, num_good = _climb(state, model.level, bad)
   info = NewtonInfo(
     loss=loss,
     grad_norm=norm,
@@ -514,10 +557,10 @@ def _step(
     step_size=jnp.where(accepted, size, 0),
     ratio=ratio,
     step_norm=moved,
-    num_rows=num_rows,
+    num_rows=model.num_rows,
     num_shifts=num_shifts,
   )
-  prob = _probabilities(exact, curvature, shift, told, state, config, rng)
+  prob = _probabilities(exact, model, shift, state, config, rng)
   state = NewtonState(
     x=x,
     loss=new_loss,
@@ -531,6 +574,7 @@ def _step(
     level=level,
     num_good=num_good,
     prob=prob,
+    hessian=hessian,
   )
   return state, info
 
@@ -565,43 +609,44 @@ def result_of(state: NewtonState, log: NewtonInfo) -> NewtonResult:
   )
 
 
-def _halve(attempt: Any, one: jax.Array) -> tuple[jax.Array, ...]:
-  """The largest of 1, 1/2, 1/4, ... that passes, with what it was tried on.
+def _halve(attempt: Any, old: Any) -> tuple[jax.Array, Any, jax.Array]:
+  """The largest of 1, 1/2, 1/4, ... that passes, with what was found there.
 
-  The gradient comes with the loss: the first size mostly passes, and the data
-  need not be read again.
+  Gradient and Hessian come with the loss: the first size mostly passes, and the
+  data need not be read again.
   """
 
-  def again(carry: tuple[jax.Array, ...]) -> jax.Array:
-    _, num, *_, passed = carry
-    return ~passed & (num < _MAX_HALVINGS)
+  def again(carry: Any) -> jax.Array:
+    _, num, _, passed = carry
+    return ~passed & (num <= _MAX_HALVINGS)
 
-  def body(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    size, num, *_ = carry
+  def body(carry: Any) -> Any:
+    size, num, _, _ = carry
     return size / 2, num + 1, *attempt(size / 2)
 
-  start = one, jnp.zeros((), jnp.int32), *attempt(one)
-  size, _, *rest = lax.while_loop(again, body, start)
-  return size, *rest
+  # The loop makes the first attempt too: what is written once compiles once.
+  start = jnp.full((), 2, old[0].dtype), jnp.zeros((), jnp.int32)
+  size, _, new, passed = lax.while_loop(
+    again, body, (*start, old, jnp.array(False))
+  )
+  return size, new, passed
 
 
 def _direction(
-  curvature: Curvature, state: NewtonState, config: NewtonConfig
+  model: _Model, state: NewtonState, config: NewtonConfig
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """A direction of descent, the shift it took, and how often that grew."""
   grad, dtype = state.grad, state.x.dtype
   norm = jnp.linalg.norm(grad)
   shift = jnp.zeros((), dtype) if config.pure else state.mu * norm
-  solve, scale = _solver(curvature, grad, norm / state.start_norm, config)
+  solve, scale = _solver(model, grad, norm / state.start_norm, config)
 
   def attempt(shift: jax.Array) -> tuple[jax.Array, jax.Array]:
     p = solve(shift)
     return p, jnp.isfinite(p).all() & (grad @ p < 0)
 
-  p, good = attempt(shift)
-  num = jnp.zeros((), jnp.int32)
   if config.pure:
-    return p, shift, num
+    return solve(shift), shift, jnp.zeros((), jnp.int32)
   tiny = jnp.finfo(dtype).tiny
 
   def again(carry: tuple[jax.Array, ...]) -> jax.Array:
@@ -610,25 +655,29 @@ def _direction(
 
   def body(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     _, shift, num, _ = carry
-    shift = jnp.maximum(4 * shift, 1e-6 * scale + tiny)
+    larger = jnp.maximum(4 * shift, 1e-6 * scale + tiny)
+    shift = jnp.where(num < 0, shift, larger)
     p, good = attempt(shift)
     return p, shift, num + 1, good
 
-  p, shift, num, good = lax.while_loop(again, body, (p, shift, num, good))
+  start = grad, shift, jnp.full((), -1, jnp.int32), jnp.array(False)
+  p, shift, num, good = lax.while_loop(again, body, start)
   # However ill the Hessian: down the gradient.
   return jnp.where(good, p, -grad), shift, num
 
 
 def _solver(
-  curvature: Curvature,
-  grad: jax.Array,
-  progress: jax.Array,
-  config: NewtonConfig,
+  model: _Model, grad: jax.Array, progress: jax.Array, config: NewtonConfig
 ) -> tuple[Any, jax.Array]:
   """Shift -> -(H + shift I)^-1 g, and a size of H."""
+  curvature, matrix = model.curvature, model.matrix
+  if matrix is None:
+    product = curvature_matvec(curvature, grad)
+    scale = jnp.linalg.norm(product) / jnp.linalg.norm(grad)
+  else:
+    scale = jnp.abs(jnp.diag(matrix)).mean()
   if config.linear_solver == "cholesky":
-    assert isinstance(curvature, DenseCurvature)
-    matrix = curvature.matrix
+    assert matrix is not None
     if config.pure:
       # As written, whatever the signs of the Hessian.
       return lambda _: -jnp.linalg.solve(matrix, grad), progress
@@ -637,14 +686,22 @@ def _solver(
       factor = _solve.cholesky_factor(matrix, shift)
       return -_solve.cholesky_solve(factor, grad)
 
-    return solve, jnp.abs(jnp.diag(matrix)).mean()
-  product = curvature_matvec(curvature, grad)
-  scale = jnp.linalg.norm(product) / jnp.linalg.norm(grad)
+    return solve, scale
   if config.linear_solver == "cg":
     tol = jnp.minimum(0.1, jnp.sqrt(progress))
     if config.pure:
       tol = float(jnp.finfo(grad.dtype).eps)
-    return lambda s: -_solve.cg_solve(curvature, grad, s, tol), scale
+
+    def solve_by_products(shift: jax.Array) -> jax.Array:
+      factor = None
+      if matrix is not None:
+        factor = _solve.cholesky_factor(matrix, shift)
+        # A sample may be indefinite where the Hessian is not.
+        eye = jnp.eye(len(grad), dtype=grad.dtype)
+        factor = jnp.where(jnp.isfinite(factor).all(), factor, eye)
+      return -_solve.cg_solve(curvature, grad, shift, tol, factor)
+
+    return solve_by_products, scale
   assert isinstance(curvature, StructuredCurvature)
   dual = config.linear_solver == "dual"
 
@@ -655,14 +712,12 @@ def _solver(
 # --- the ladder of row counts ---
 
 
-def _level(state: NewtonState, config: NewtonConfig) -> jax.Array:
-  """Where on the ladder this step stands."""
+def _is_due(state: NewtonState, config: NewtonConfig) -> jax.Array:
+  """Whether this step must renew the probabilities of rows."""
   due = state.num_steps < _FIRST_EXACT
   if config.refresh:
     due |= state.num_steps % config.refresh == 0
-  if config.sketch is None:
-    due = jnp.ones_like(due)
-  return jnp.where(due, _EXACT, state.level)
+  return due
 
 
 def _row_counts(n: int, p: int, config: NewtonConfig) -> tuple[int, int, int]:
@@ -670,41 +725,47 @@ def _row_counts(n: int, p: int, config: NewtonConfig) -> tuple[int, int, int]:
   return min(fewest, n), min(_LADDER * fewest, n), n
 
 
-def _sampled(
-  curvature: Curvature,
+def _model(
+  exact: Curvature,
   state: NewtonState,
-  level: jax.Array,
   config: NewtonConfig,
   rng: jax.Array | None,
-) -> tuple[Curvature, jax.Array, jax.Array]:
-  """The curvature of the step, how many rows are in it, whether all are."""
+) -> _Model:
+  """The curvature of the step, and the matrix that is factored for it."""
   p, dtype = len(state.x), state.x.dtype
-  structured = isinstance(curvature, StructuredCurvature)
+  structured = isinstance(exact, StructuredCurvature)
+  all_rows = jnp.array(_EXACT, jnp.int32)
+  yes = jnp.array(True)
   if config.sketch is None:
-    n = len(curvature.weight) if structured else -1
+    num_rows = len(exact.weight) if structured else -1
+    matrix = None
     if config.linear_solver == "cholesky":
       # Once, for the factors and for what the step promises.
-      matrix = curvature_dense(curvature, dim=p, dtype=dtype)
-      curvature = DenseCurvature(matrix)
-    return curvature, jnp.array(n, jnp.int32), jnp.array(True)
+      matrix = curvature_dense(exact, dim=p, dtype=dtype)
+      exact = DenseCurvature(matrix)
+    num_rows = jnp.array(num_rows, jnp.int32)
+    return _Model(exact, matrix, num_rows, all_rows, is_exact=yes, renews=yes)
   assert rng is not None
   assert structured
-  n = len(curvature.weight)
+  n = len(exact.weight)
   counts = _row_counts(n, p, config)
 
   def some(num_rows: int) -> jax.Array:
-    drawn = curvature_sample(rng, curvature, state.prob, num_rows)
-    return curvature_dense(drawn)
+    if num_rows == n:
+      return curvature_dense(exact)
+    return curvature_dense(curvature_sample(rng, exact, state.prob, num_rows))
 
-  def every() -> jax.Array:
-    return curvature_dense(curvature)
-
-  branches = [
-    functools.partial(some, count) if count < n else every for count in counts
-  ]
-  matrix = lax.switch(level, branches)
+  due = _is_due(state, config)
+  if config.linear_solver == "cg":
+    num_rows = jnp.array(counts[0], jnp.int32)
+    matrix = some(counts[0])
+    return _Model(exact, matrix, num_rows, all_rows, is_exact=yes, renews=due)
+  level = jnp.where(due, _EXACT, state.level)
+  matrix = lax.switch(level, [functools.partial(some, c) for c in counts])
   num_rows = jnp.array(counts, jnp.int32)[level]
-  return DenseCurvature(matrix), num_rows, num_rows == n
+  told = num_rows == n
+  curvature = DenseCurvature(matrix)
+  return _Model(curvature, matrix, num_rows, level, is_exact=told, renews=told)
 
 
 def _climb(
@@ -724,22 +785,22 @@ def _climb(
 
 def _probabilities(
   structured: Curvature,
-  dense: Curvature,
+  model: _Model,
   shift: jax.Array,
-  exact: jax.Array,
   state: NewtonState,
   config: NewtonConfig,
   rng: jax.Array | None,
 ) -> jax.Array:
-  """Of rows: their leverage, as the factor of an exact step tells it."""
+  """Of rows: their leverage, as the factor of the step tells it."""
   if config.sketch != "leverage":
     return state.prob
   assert rng is not None
   assert isinstance(structured, StructuredCurvature)
-  assert isinstance(dense, DenseCurvature)
+  matrix = model.matrix
+  assert matrix is not None
 
   def renewed() -> jax.Array:
-    factor = _solve.cholesky_factor(dense.matrix, shift)
+    factor = _solve.cholesky_factor(matrix, shift)
     shape = len(factor), _PROJECTION
     draw = jax.random.normal(jax.random.fold_in(rng, 1), shape, factor.dtype)
     w = linalg.solve_triangular(factor.T, draw) / _PROJECTION**0.5
@@ -752,4 +813,4 @@ def _probabilities(
     prob = (1 - _UNIFORM) * score / total + _UNIFORM / n
     return jnp.where(jnp.isfinite(total) & (total > 0), prob, state.prob)
 
-  return lax.cond(exact, renewed, lambda: state.prob)
+  return lax.cond(model.renews, renewed, lambda: state.prob)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from jaxattn import _checks
 from jaxattn.newton.curvature import Curvature, OperatorCurvature
@@ -29,6 +30,11 @@ class Problem(NamedTuple):
       provided.
     in_domain: (x, data) -> boolean (); None = everywhere. What the other
       functions return outside does not matter.
+    expand: (x, data) -> ((), (p,), h), what ``value_and_grad`` returns and a
+      ``jax.tree_util.Partial`` that makes of the same data what ``curvature``
+      does: h(data). One pass over the data where the two take one each; h
+      itself should hold none of them. None = the solver calls the two. If
+      given, it is taken in their place, so replace it with either.
   """
 
   loss: Callable[[jax.Array, Any], jax.Array]
@@ -36,6 +42,9 @@ class Problem(NamedTuple):
   curvature: Callable[[jax.Array, Any], Curvature] | None = None
   gauss_newton: Callable[[jax.Array, Any], Curvature] | None = None
   in_domain: Callable[[jax.Array, Any], jax.Array] | None = None
+  expand: (
+    Callable[[jax.Array, Any], tuple[jax.Array, jax.Array, Partial]] | None
+  ) = None
 
 
 @functools.lru_cache(maxsize=64)
@@ -84,7 +93,7 @@ def least_squares_problem(
 
   def curvature(x: jax.Array, data: Any) -> OperatorCurvature:
     _, product = jax.linearize(lambda z: jax.grad(loss)(z, data), x)
-    return OperatorCurvature(jax.tree_util.Partial(product))
+    return OperatorCurvature(Partial(product))
 
   def gauss_newton(x: jax.Array, data: Any) -> OperatorCurvature:
     _, push = jax.linearize(lambda z: residual(z, data), x)
@@ -93,6 +102,6 @@ def least_squares_problem(
     def product(v: jax.Array) -> jax.Array:
       return pull(push(v))[0] + jnp.asarray(ridge, v.dtype) * v
 
-    return OperatorCurvature(jax.tree_util.Partial(product))
+    return OperatorCurvature(Partial(product))
 
   return Problem(loss, value_and_grad, curvature, gauss_newton)

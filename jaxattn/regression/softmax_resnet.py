@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from jaxattn import _checks, newton
 from jaxattn.regression import _designs
@@ -257,10 +258,8 @@ def value_and_grad(
     [-0.5  0.5]
   """
   parts = _parts(x, data.a, data.residual_scale)
-  c = parts.f - data.b
-  row = parts.slope * (c - c @ parts.f) + data.w2 * parts.y
-  grad = newton.design_vecmat(row, data.a) + data.ridge * x
-  return _loss(x, data, parts), grad
+  grad = newton.design_vecmat(_gradient_row(parts, data), data.a)
+  return _loss(x, data, parts), grad + data.ridge * x
 
 
 def curvature(
@@ -305,10 +304,8 @@ def curvature(
      [-0.5  0.5]]
   """
   parts = _parts(x, data.a, data.residual_scale)
-  f, c = parts.f, parts.f - data.b
-  mean = c @ f
-  weight = parts.slope**2 + (c - mean) * parts.bend
-  return _structured(parts, weight, f + c, f @ f + 2 * mean, data)
+  weight, rows, core = _hessian_parts(parts, data)
+  return _structured(weight, newton.design_vecmat(rows, data.a), core, data)
 
 
 def gauss_newton(
@@ -344,8 +341,8 @@ def gauss_newton(
     True
   """
   parts = _parts(x, data.a, data.residual_scale)
-  f = parts.f
-  return _structured(parts, parts.slope**2, f, f @ f, data)
+  weight, rows, core = _quadratic(parts, parts.slope**2, parts.f, 0.0)
+  return _structured(weight, newton.design_vecmat(rows, data.a), core, data)
 
 
 @functools.lru_cache(maxsize=64)
@@ -390,7 +387,7 @@ def problem(
     return parts.total >= alpha_min * n * jnp.exp(-parts.top)
 
   return newton.Problem(
-    loss, value_and_grad, curvature, gauss_newton, in_domain
+    loss, value_and_grad, curvature, gauss_newton, in_domain, _expand
   )
 
 
@@ -475,21 +472,54 @@ def _loss(x: jax.Array, data: SoftmaxResnetData, parts: _Parts) -> jax.Array:
   return (c @ c + penalty) / 2
 
 
-def _structured(
-  parts: _Parts,
-  weight: jax.Array,
-  column: jax.Array,
-  corner: jax.Array,
-  data: SoftmaxResnetData,
-) -> newton.StructuredCurvature:
+def _gradient_row(parts: _Parts, data: SoftmaxResnetData) -> jax.Array:
+  """Of the loss in y."""
+  c = parts.f - data.b
+  return parts.slope * (c - c @ parts.f) + data.w2 * parts.y
+
+
+def _hessian_parts(
+  parts: _Parts, data: SoftmaxResnetData
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  f, c = parts.f, parts.f - data.b
+  mean = c @ f
+  weight = parts.slope**2 + (c - mean) * parts.bend
+  return _quadratic(parts, weight, f + c, 2 * mean)
+
+
+def _quadratic(
+  parts: _Parts, weight: jax.Array, column: jax.Array, rest: jax.Array | float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Weights D; rows v, p and D to be multiplied by A; the core C."""
   v = parts.slope
-  rows = jnp.stack([v, v * column, weight])
-  *low, shift = newton.design_vecmat(rows, data.a)
+  corner = parts.f @ parts.f + rest
   one = jnp.ones_like(corner)
   core = jnp.array([[corner, -one], [-one, 0 * one]])
+  return weight, jnp.stack([v, v * column, weight]), core
+
+
+def _structured(
+  weight: jax.Array,
+  products: jax.Array,
+  core: jax.Array,
+  data: SoftmaxResnetData,
+) -> newton.StructuredCurvature:
+  *low, shift = products
   total = weight.sum()
   # Where the weights cancel there is no center to take.
   center = jnp.where(total == 0, 0, shift / jnp.where(total == 0, 1, total))
   return newton.StructuredCurvature(
     data.a, weight, jnp.stack(low, 1), core, data.const, center, shift
   )
+
+
+def _expand(
+  x: jax.Array, data: SoftmaxResnetData
+) -> tuple[jax.Array, jax.Array, Partial]:
+  """Loss, gradient and Hessian from two passes over A instead of four."""
+  parts = _parts(x, data.a, data.residual_scale)
+  weight, rows, core = _hessian_parts(parts, data)
+  rows = jnp.concatenate([_gradient_row(parts, data)[None], rows])
+  grad, *products = newton.design_vecmat(rows, data.a)
+  hessian = Partial(_structured, weight, jnp.stack(products), core)
+  return _loss(x, data, parts), grad + data.ridge * x, hessian

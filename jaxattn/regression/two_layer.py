@@ -33,6 +33,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from jaxattn import _checks, newton
 from jaxattn.regression import _designs
@@ -417,11 +418,13 @@ def problem(
   _checks.check_choice("order", order, _ORDERS)
   _check_target(sketch_target, order)
   with_order = functools.partial(functools.partial, order=order)
+  is_shared = order == "softmax_relu" and sketch_target == "data"
   return newton.Problem(
     with_order(loss),
     with_order(value_and_grad),
     functools.partial(curvature, order=order, sketch_target=sketch_target),
     with_order(gauss_newton),
+    expand=_expand if is_shared else None,
   )
 
 
@@ -592,8 +595,18 @@ def _softmax_relu(
 ) -> newton.StructuredCurvature:
   f, h, t = _forward(y, data)
   r = softmax_jacobian_matvec(f, t @ data.a2) if exact else jnp.zeros_like(f)
-  rows = jnp.concatenate([jnp.stack([f, r]), data.a2 * f[None]])
-  sums = newton.design_vecmat(rows, data.a1)
+  sums = newton.design_vecmat(_softmax_rows(f, r, data), data.a1)
+  return _structured(r, h, sums, data)
+
+
+def _softmax_rows(f: jax.Array, r: jax.Array, data: TwoLayerData) -> jax.Array:
+  """What the Hessian multiplies by A_1."""
+  return jnp.concatenate([jnp.stack([f, r]), data.a2 * f[None]])
+
+
+def _structured(
+  r: jax.Array, h: jax.Array, sums: jax.Array, data: TwoLayerData
+) -> newton.StructuredCurvature:
   mean, shift, products = sums[0], sums[1], sums[2:]
   # Inactive units have no slope.
   jacobian = jnp.where((h > 0)[:, None], products - h[:, None] * mean[None], 0)
@@ -608,6 +621,20 @@ def _softmax_relu(
   else:
     const = const + jacobian.T @ jacobian
   return newton.StructuredCurvature(data.a1, r, low, core, const, mean, shift)
+
+
+def _expand(
+  x: jax.Array, data: TwoLayerData
+) -> tuple[jax.Array, jax.Array, Partial]:
+  """Loss, gradient and Hessian from two passes over A_1 instead of four."""
+  y = newton.design_matvec(data.a1, x)
+  f, h, t = _forward(y, data)
+  r = softmax_jacobian_matvec(f, t @ data.a2)
+  rows = _softmax_rows(f, r, data)
+  rows = jnp.concatenate([(r + data.w2 * y)[None], rows])
+  sums = newton.design_vecmat(rows, data.a1)
+  hessian = Partial(_structured, r, h, sums[1:])
+  return _loss(x, data, y, h), sums[0] + data.ridge * x, hessian
 
 
 def _relu_softmax(

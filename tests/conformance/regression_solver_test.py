@@ -34,34 +34,6 @@ def test_vmap_over_starts_is_a_loop(member):
   np.testing.assert_allclose(x, together.x, rtol=0, atol=1e-12)
 
 
-def test_implicit_gradient_is_a_difference_quotient(member):
-  data, start = member.planted()
-  config = newton.NewtonConfig(mu0=member.mu0, rtol=1e-13, max_steps=100)
-  leaf = getattr(data, member.leaf)
-  goal = jnp.sin(jnp.arange(len(start), dtype=leaf.dtype))
-  sides = np.random.default_rng(0).normal(size=(3, *leaf.shape))
-
-  @jax.jit
-  def outer(leaf):
-    x = newton.implicit_solution(
-      member.problem,
-      start,
-      data._replace(**{member.leaf: leaf}),
-      config=config,
-    )
-    return goal @ x
-
-  grad = jax.grad(outer)(leaf)
-  for side in sides * jnp.abs(leaf).max():
-    long, short = (
-      (outer(leaf + h * side) - outer(leaf - h * side)) / (2 * h)
-      for h in (2e-4, 1e-4)
-    )
-    # Without their error of second order, which can be 5e-6.
-    want = (4 * short - long) / 3
-    np.testing.assert_allclose((grad * side).sum(), want, rtol=1e-6)
-
-
 def test_float32_stays_float32(member):
   exact, data = minimum(member)
   start = _sampling.near(exact.x, 0.05)

@@ -45,7 +45,17 @@ def _both(member):
     gauss = newton.curvature_dense(
       problem.gauss_newton(x, data), dim=p, dtype=x.dtype
     )
-    return {
+    shared = {}
+    if problem.expand is not None:
+      value, grad, hessian = problem.expand(x, data)
+      told = newton.curvature_dense(hessian(data), dim=p, dtype=x.dtype)
+      alone = problem.value_and_grad(x, data)
+      shared |= {
+        "loss of all at once": (value, alone[0]),
+        "gradient of all at once": (grad, alone[1]),
+        "Hessian of all at once": (told, dense),
+      }
+    return shared | {
       "loss": (problem.value_and_grad(x, data)[0], loss(x, data)),
       "grad": (problem.value_and_grad(x, data)[1], jax.grad(loss)(x, data)),
       "hessian": (dense, jax.hessian(loss)(x, data)),

@@ -381,8 +381,8 @@ def test_certificate_of_a_cubic():
       "linear_solver='dual' needs a StructuredCurvature, got DenseCurvature",
     ),
     (
-      {"linear_solver": "cg", "sketch": "uniform"},
-      "linear_solver must be 'cholesky' with a sketch, got 'cg'",
+      {"linear_solver": "dual", "sketch": "uniform"},
+      "linear_solver must be 'cholesky' or 'cg' with a sketch, got 'dual'",
     ),
     ({"max_steps": 0}, "max_steps must be >= 1, got 0"),
     ({"mu0": 0.0}, "mu0 must be in [1e-12, 1000000000000.0], got 0.0"),

@@ -142,6 +142,39 @@ def test_sketched_fit_finds_the_same_minimum(sketch, refresh):
     assert (rows[::refresh] == n).all()
 
 
+@pytest.mark.parametrize("sketch", ["leverage", "uniform"])
+def test_samples_precondition(sketch):
+  """The steps are exact ones, and products with the Hessian few."""
+  n = 4000
+  data, _ = _instance(n, 8, w=0.1 / n)
+  want = fit_softmax_resnet(data.a, data.b, w=0.1 / n)
+  config = newton.NewtonConfig(
+    sketch=sketch, linear_solver="cg", num_rows=16 * 8
+  )
+  got = fit_softmax_resnet(
+    data.a, data.b, w=0.1 / n, config=config, rng=jax.random.key(0)
+  )
+  assert got.reason == 1
+  np.testing.assert_allclose(got.x, want.x, rtol=1e-5)
+  assert got.num_steps <= want.num_steps + 2
+  assert (got.log.num_rows[: got.num_steps] == 16 * 8).all()
+
+
+def test_a_sample_that_tells_nothing_still_solves():
+  """Two rows of 4000: the preconditioner is all but the constant."""
+  n = 4000
+  data, _ = _instance(n, 8, w=0.1 / n)
+  want = fit_softmax_resnet(data.a, data.b, w=0.1 / n)
+  config = newton.NewtonConfig(
+    sketch="uniform", linear_solver="cg", num_rows=2, max_steps=200
+  )
+  got = fit_softmax_resnet(
+    data.a, data.b, w=0.1 / n, config=config, rng=jax.random.key(0)
+  )
+  assert got.reason == 1
+  np.testing.assert_allclose(got.x, want.x, rtol=1e-5)
+
+
 @pytest.mark.parametrize("solver", ["woodbury", "dual", "cg"])
 def test_linear_solvers_find_the_same_minimum(solver):
   """Of a problem with more unknowns than rows, and a ridge alone."""
@@ -155,7 +188,8 @@ def test_linear_solvers_find_the_same_minimum(solver):
     # Which asks for the constant as a number.
     dense = problem.curvature
     problem = problem._replace(
-      curvature=lambda x, data: dense(x, data)._replace(const=data.ridge)
+      curvature=lambda x, data: dense(x, data)._replace(const=data.ridge),
+      expand=None,
     )
   config = newton.NewtonConfig(linear_solver=solver)
   got = newton.minimize(problem, jnp.zeros(40), data, config=config)
