@@ -4,7 +4,12 @@ import pytest
 
 from tests._public import names_with_example, run_example
 
-_ELSEWHERE = ("jaxattn.attention.", "jaxattn.regression.")
+_ELSEWHERE = (
+  "jaxattn.attention.",
+  "jaxattn.regression.",
+  "jaxattn.sampling.",
+  "jaxattn.data.",
+)
 _NAMES = [n for n in names_with_example() if not n.startswith(_ELSEWHERE)]
 
 

@@ -271,8 +271,9 @@ def minimize(
   linear, by a factor of about :math:`\sqrt{p / m}` a step for m rows.
 
   Compiled once for a problem, a configuration and shapes; maps over starts and
-  data with ``jax.vmap``. With a sketch take ``jax.lax.map`` instead: under
-  ``vmap`` every step computes the exact Hessian as well.
+  data with ``jax.vmap``. With a sketch in the Hessian's place take
+  ``jax.lax.map`` instead: under ``vmap`` every step computes the exact Hessian
+  as well.
 
   Args:
     problem: what to minimize; hashable.
@@ -395,6 +396,8 @@ def _check_curvature(curvature: Curvature, config: NewtonConfig) -> None:
     raise ValueError(
       f"{asks} needs a StructuredCurvature, got {type(curvature).__name__}"
     )
+  if config.sketch is not None and not curvature.weight.shape[0]:
+    raise ValueError(f"{asks} needs rows to draw, and the curvature has none")
   if solver == "dual" and jnp.ndim(curvature.const):
     raise ValueError(
       "linear_solver='dual' needs const = ridge * I, given as a scalar; got "

@@ -33,6 +33,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy import linalg
 from jax.tree_util import Partial
 
 from jaxattn import _checks, newton
@@ -282,7 +283,7 @@ def curvature(
     [[ 0.25 -0.25]
      [-0.25  0.25]]
   """
-  return _curvature(x, data, order, sketch_target, exact=True)
+  return _curvature(x, data, order, sketch_target)
 
 
 def gauss_newton(
@@ -296,7 +297,8 @@ def gauss_newton(
     order: ``"softmax_relu"`` or ``"relu_softmax"``.
 
   Returns:
-    A structured curvature.
+    A structured curvature. For ``"softmax_relu"`` it has no rows: all of it is
+    of the rank of the units, but for the constant.
 
   Raises:
     ValueError: if ``order`` is another or shapes do not fit.
@@ -318,7 +320,11 @@ def gauss_newton(
     [[ 0.25 -0.25]
      [-0.25  0.25]]
   """
-  return _curvature(x, data, order, "data", exact=False)
+  _checks.check_choice("order", order, _ORDERS)
+  y = newton.design_matvec(data.a1, x)
+  if order == "softmax_relu":
+    return _gauss_newton(y, data)
+  return _relu_softmax(y, data, exact=False)
 
 
 def active_set(x: jax.Array, data: TwoLayerData) -> jax.Array:
@@ -570,57 +576,74 @@ def _forward(
 
 
 def _curvature(
-  x: jax.Array,
-  data: TwoLayerData,
-  order: str,
-  sketch_target: str,
-  *,
-  exact: bool,
+  x: jax.Array, data: TwoLayerData, order: str, sketch_target: str
 ) -> newton.StructuredCurvature:
   _checks.check_choice("order", order, _ORDERS)
   _check_target(sketch_target, order)
   y = newton.design_matvec(data.a1, x)
   if order == "relu_softmax":
-    return _relu_softmax(y, data, exact)
+    return _relu_softmax(y, data, exact=True)
   if sketch_target == "data":
-    return _softmax_relu(y, data, exact)
+    return _softmax_relu(y, data)
   # The regularizer has the same rows, and is drawn with the rest.
   const = data.ridge * jnp.eye(len(data.const), dtype=data.const.dtype)
-  found = _softmax_relu(y, data._replace(const=const), exact)
+  found = _softmax_relu(y, data._replace(const=const))
   return found._replace(weight=found.weight + data.w2, center=None)
 
 
 def _softmax_relu(
-  y: jax.Array, data: TwoLayerData, exact: bool
+  y: jax.Array, data: TwoLayerData
 ) -> newton.StructuredCurvature:
   f, h, t = _forward(y, data)
-  r = softmax_jacobian_matvec(f, t @ data.a2) if exact else jnp.zeros_like(f)
+  r = softmax_jacobian_matvec(f, t @ data.a2)
   sums = newton.design_vecmat(_softmax_rows(f, r, data), data.a1)
   return _structured(r, h, sums, data)
 
 
 def _softmax_rows(f: jax.Array, r: jax.Array, data: TwoLayerData) -> jax.Array:
   """What the Hessian multiplies by A_1."""
-  return jnp.concatenate([jnp.stack([f, r]), data.a2 * f[None]])
+  return jnp.concatenate([jnp.stack([r, f]), data.a2 * f[None]])
 
 
 def _structured(
   r: jax.Array, h: jax.Array, sums: jax.Array, data: TwoLayerData
 ) -> newton.StructuredCurvature:
-  mean, shift, products = sums[0], sums[1], sums[2:]
+  shift, mean = sums[:2]
+  low, core, const = _outer(_jacobian(h, sums[1:]), data)
+  low = jnp.concatenate([jnp.stack([mean, shift], 1), low], 1)
+  pair = jnp.array([[0, -1], [-1, 0]], low.dtype)
+  core = linalg.block_diag(pair, core)
+  return newton.StructuredCurvature(data.a1, r, low, core, const, mean, shift)
+
+
+def _jacobian(h: jax.Array, sums: jax.Array) -> jax.Array:
+  """Of the units, (m, d), from the sums f A_1 and diag(f) A_1 over rows."""
+  mean, products = sums[0], sums[1:]
   # Inactive units have no slope.
-  jacobian = jnp.where((h > 0)[:, None], products - h[:, None] * mean[None], 0)
-  low = jnp.stack([mean, shift], 1)
-  core = jnp.array([[0, -1], [-1, 0]], low.dtype)
-  const = data.const
+  return jnp.where((h > 0)[:, None], products - h[:, None] * mean[None], 0)
+
+
+def _outer(
+  jacobian: jax.Array, data: TwoLayerData
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """J^T J beside the constant: as columns while they are few."""
   num_units, d = jacobian.shape
   if num_units <= d:
-    low = jnp.concatenate([low, jacobian.T], 1)
-    whole = jnp.eye(2 + num_units, dtype=low.dtype)
-    core = whole.at[:2, :2].set(core)
-  else:
-    const = const + jacobian.T @ jacobian
-  return newton.StructuredCurvature(data.a1, r, low, core, const, mean, shift)
+    return jacobian.T, jnp.eye(num_units, dtype=jacobian.dtype), data.const
+  nothing = jnp.zeros((d, 0), jacobian.dtype)
+  return nothing, nothing[:0], data.const + jacobian.T @ jacobian
+
+
+def _gauss_newton(
+  y: jax.Array, data: TwoLayerData
+) -> newton.StructuredCurvature:
+  """Without r no row of A_1 has a weight: there is no product of A_1."""
+  f, h, _ = _forward(y, data)
+  rows = jnp.concatenate([f[None], data.a2 * f[None]])
+  sums = newton.design_vecmat(rows, data.a1)
+  low, core, const = _outer(_jacobian(h, sums), data)
+  no_rows = jnp.zeros((0, len(low)), low.dtype)
+  return newton.StructuredCurvature(no_rows, no_rows[:, 0], low, core, const)
 
 
 def _expand(
@@ -638,7 +661,7 @@ def _expand(
 
 
 def _relu_softmax(
-  y: jax.Array, data: TwoLayerData, exact: bool
+  y: jax.Array, data: TwoLayerData, *, exact: bool
 ) -> newton.StructuredCurvature:
   f = _output(y, data.a2, "relu_softmax")
   c = f - data.b
