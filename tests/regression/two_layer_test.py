@@ -404,6 +404,17 @@ def test_refused_arguments(options, message):
     fit_two_layer(**{**call, **options})
 
 
+def test_gauss_newton_has_no_rows_to_draw():
+  data, x = _instance()
+  assert two_layer.gauss_newton(x, data).weight.shape == (0,)
+  config = newton.NewtonConfig(curvature="gauss_newton", sketch="uniform")
+  message = "sketch='uniform' needs rows to draw, and the curvature has none"
+  with pytest.raises(ValueError, match=message):
+    newton.minimize(
+      two_layer.problem(), x, data, config=config, rng=jax.random.key(0)
+    )
+
+
 def test_refused_targets_of_a_sketch():
   message = "sketch_target must be 'data' with order='relu_softmax', got 'all'"
   with pytest.raises(ValueError, match=message):
