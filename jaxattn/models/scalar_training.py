@@ -21,6 +21,8 @@ Data = tuple[jax.Array, jax.Array]
 # Those whose tangent kernel has a closed form.
 _WITH_KERNEL = ("plain", "residual")
 _RANK_TOL = 1e-6
+# Samples at a time where there is no gradient: memory is that times heads.
+_ROWS = 4096
 
 
 class ScalarAttentionHistory(NamedTuple):
@@ -34,7 +36,7 @@ class ScalarAttentionHistory(NamedTuple):
     drift: (num_logs,), mean of a_r (w_r - w_r(0)).
     max_shift: (num_logs,), the largest absolute value of w_r - w_r(0).
     kernel_max: (num_logs,), the largest eigenvalue of the tangent kernel of w
-      on the training data. None for kinds other than "plain" and "residual".
+      on the training data. None unless ``log_kernel``.
     kernel_rank: (num_logs,), eigenvalues above 1e-6 of the largest; take
       float64 to tell that from rounding. None where ``kernel_max`` is.
   """
@@ -62,6 +64,7 @@ def train_scalar_attention(
   batch_size: int | None = None,
   rng: jax.Array | None = None,
   train_output: bool = False,
+  log_kernel: bool = False,
 ) -> tuple[Params, ScalarAttentionHistory]:
   r"""Trains all parameters but the output weights a.
 
@@ -83,6 +86,8 @@ def train_scalar_attention(
     batch_size: samples of a step, drawn with replacement; None = all data.
     rng: PRNG key, for batches only.
     train_output: train a, too.
+    log_kernel: have the kernel's spectrum in the history; of ``"plain"`` and
+      ``"residual"`` only.
 
   Returns:
     The parameters, and a :class:`ScalarAttentionHistory`.
@@ -90,11 +95,13 @@ def train_scalar_attention(
   Raises:
     ValueError: if shapes or numbers do not fit, or ``learning_rate`` is missing
       where it has no default or comes beside an ``optimizer``, or of
-      ``batch_size`` and ``rng`` one is given alone.
+      ``batch_size`` and ``rng`` one is given alone, or ``log_kernel`` is asked
+      of a kind without.
 
   Cost:
-    O(n m d) a step, n the batch's; each entry of the history O(n m d) and the
-    eigenvalues of a matrix of size min(n, m), n that of all data.
+    O(n m d) a step, n the batch's, and O(n m) memory; each entry of the history
+    O(n m d), n that of all data, in O(m) memory, and with ``log_kernel`` the
+    eigenvalues of a matrix of size min(n, m) in O(n m).
 
   Source:
     arXiv 2412.06061, section 5, for the quantities of the history.
@@ -123,6 +130,11 @@ def train_scalar_attention(
       f"num_steps must be a multiple of log_every={log_every}, got {num_steps}"
     )
   _checks.check_choice("train_output", train_output, (False, True))
+  _checks.check_choice("log_kernel", log_kernel, (False, True))
+  if log_kernel and kind not in _WITH_KERNEL:
+    raise ValueError(
+      f"log_kernel needs a kind of {', '.join(_WITH_KERNEL)}, got {kind!r}"
+    )
   _check_batches(batch_size, rng)
   _check_rate(learning_rate, optimizer, kind, train_output)
   if learning_rate is None and optimizer is None:
@@ -139,6 +151,7 @@ def train_scalar_attention(
     optimizer=optimizer,
     batch_size=batch_size,
     train_output=train_output,
+    log_kernel=log_kernel,
   )
 
 
@@ -211,6 +224,7 @@ def _default_rate(params: Params, x: jax.Array) -> jax.Array:
     "optimizer",
     "batch_size",
     "train_output",
+    "log_kernel",
   ),
 )
 def _train(
@@ -226,6 +240,7 @@ def _train(
   optimizer: optax.GradientTransformation | None,
   batch_size: int | None,
   train_output: bool,
+  log_kernel: bool,
 ) -> tuple[Params, ScalarAttentionHistory]:
   if optimizer is None:
     assert learning_rate is not None
@@ -235,7 +250,9 @@ def _train(
   free = {k: v for k, v in params.items() if k not in fixed}
 
   def loss(free: Params, batch: Data) -> jax.Array:
-    return _squares({**free, **fixed}, batch, kind).sum() / 2
+    x, y = batch
+    f = model.scalar_attention_apply({**free, **fixed}, x, kind=kind)
+    return jnp.square(f - y).sum() / 2
 
   def step(carry: Any, i: jax.Array) -> tuple[Any, None]:
     free, state = carry
@@ -245,7 +262,18 @@ def _train(
 
   def entry(free: Params, step: jax.Array) -> ScalarAttentionHistory:
     params = {**free, **fixed}
-    return _entry(step, params, start, data, eval_sets, kind)
+    top, rank = _kernel_spectrum(params, data[0]) if log_kernel else (None,) * 2
+    shift = params["w"] - start["w"]
+    return ScalarAttentionHistory(
+      step=step,
+      risk=_risk(params, data, kind),
+      eval_risk={k: _risk(params, v, kind) for k, v in eval_sets.items()},
+      alignment=(params["a"] * params["w"] > 0).mean(),
+      drift=(params["a"] * shift).mean(),
+      max_shift=jnp.abs(shift).max(),
+      kernel_max=top,
+      kernel_rank=rank,
+    )
 
   def chunk(carry: Any, first: jax.Array) -> tuple[Any, Any]:
     carry, _ = lax.scan(step, carry, first + jnp.arange(log_every))
@@ -274,37 +302,13 @@ def _batch(
   return x[rows], y[rows]
 
 
-def _squares(params: Params, data: Data, kind: str) -> jax.Array:
-  x, y = data
-  return jnp.square(model.scalar_attention_apply(params, x, kind=kind) - y)
+def _risk(params: Params, data: Data, kind: str) -> jax.Array:
+  def squared(sample: Data) -> jax.Array:
+    x, y = sample
+    f = model.scalar_attention_apply(params, x[None], kind=kind)[0]
+    return jnp.square(f - y)
 
-
-def _entry(
-  step: jax.Array,
-  params: Params,
-  start: Params,
-  data: Data,
-  eval_sets: dict[str, Data],
-  kind: str,
-) -> ScalarAttentionHistory:
-  a, w = params["a"], params["w"]
-  shift = w - start["w"]
-  top, rank = None, None
-  if kind in _WITH_KERNEL:
-    top, rank = _kernel_spectrum(params, data[0])
-  return ScalarAttentionHistory(
-    step=step,
-    risk=_squares(params, data, kind).mean(),
-    eval_risk={
-      name: _squares(params, one, kind).mean()
-      for name, one in eval_sets.items()
-    },
-    alignment=(a * w > 0).mean(),
-    drift=(a * shift).mean(),
-    max_shift=jnp.abs(shift).max(),
-    kernel_max=top,
-    kernel_rank=rank,
-  )
+  return lax.map(squared, data, batch_size=_ROWS).mean()
 
 
 def _kernel_spectrum(
