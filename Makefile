@@ -60,7 +60,7 @@ docs: setup
 $(VENV)-bench/.installed: setup.cfg pyproject.toml Makefile
 	@$(PYTHON) -m venv $(VENV)-bench
 	@$(VENV)-bench/bin/python -m pip install -qq \
-	  --disable-pip-version-check -e '.[models,experiments,peers]'
+	  --disable-pip-version-check -e '.[models,data,experiments,peers]'
 	@touch $@
 
 bench: $(VENV)-bench/.installed
