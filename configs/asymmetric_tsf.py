@@ -108,7 +108,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
     config.forecaster_checks = 2
   elif tier == "full":
     config.dim, config.num_train, config.num_eval = 512, 100_000, 4096
-    config.width, config.num_steps = 65_536, 20_000
+    config.width, config.num_steps, config.draws = 65_536, 5000, 1
     config.patch_size = 16
     config.descent_widths = (32, 256, 1024, 8192, 65_536)
     config.descent_draws = 20

@@ -439,7 +439,7 @@ def _risk_checks(
   worst = max(p["ood"] / p["oracle"] for p in remedy)
   checks.append(
     harness.Check(
-      f"inconsistent risk, {_REMEDY} / oracle, largest of draws",
+      f"inconsistent risk, {_REMEDY} / 2 s^2, largest of draws",
       worst,
       high=accepted.remedy,
     )
@@ -451,7 +451,9 @@ def _risk_checks(
   ]
   return [
     *checks,
-    harness.Check("risk of the oracle", _mean(linear, "oracle")),
+    harness.Check(
+      "risk of the task's own coefficients", _mean(linear, "oracle")
+    ),
     harness.Check("permutation floor", _mean(linear, "floor")),
   ]
 
@@ -621,7 +623,7 @@ def _draw_risks(ax: Axes, risks: dict[str, list[Point]]) -> None:
     for at, points in zip(y + shift, risks.values(), strict=True):
       ax.plot([p[key] for p in points], [at] * len(points), "k.", ms=4)
   linear = risks[_LINEAR]
-  lines = (("oracle", "--", "oracle"), ("floor", ":", "floor, all samples"))
+  lines = (("oracle", "--", "noise"), ("floor", ":", "floor, all samples"))
   for key, style, label in lines:
     at = _mean(linear, key)
     ax.axvline(at, color="#1b1f24", linestyle=style, lw=1.4, label=label)
@@ -682,9 +684,12 @@ def _draw_sweep(
       label = f"{name}, " + ("sign changes" if key == "ood" else "all")
       ax.semilogy(values, risks, style, color=color, label=label)
   points = by_name[_LINEAR]
-  for key, style in (("floor", ":"), ("oracle", "-.")):
+  for key, style, label in (
+    ("floor", ":", "floor, all"),
+    ("oracle", "-.", "task's own coefficients"),
+  ):
     risks = [p[key] for p in points]
-    ax.semilogy(values, risks, style, color="#1b1f24", label=key)
+    ax.semilogy(values, risks, style, color="#1b1f24", label=label)
   ax.legend(ncols=2, fontsize=8)
 
 

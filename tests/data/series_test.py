@@ -1,5 +1,6 @@
 """Real series: what is in them, and windows that do not look ahead."""
 
+import functools
 import re
 import sys
 
@@ -30,6 +31,9 @@ _INCONSISTENT = {
 }
 
 
+_load = functools.cache(series.load_series)
+
+
 def test_all_series_are_here():
   assert set(_PUBLISHED) == set(series._LOADERS)
 
@@ -37,7 +41,7 @@ def test_all_series_are_here():
 @pytest.mark.parametrize("name", _PUBLISHED)
 def test_series_is_as_published(name):
   rows, columns, num_filled, first, last = _PUBLISHED[name]
-  found = series.load_series(name)
+  found = _load(name)
   assert found.values.shape == (rows, columns)
   assert found.values.dtype == np.float32
   assert len(found.names) == columns
@@ -50,7 +54,7 @@ def test_series_is_as_published(name):
 @pytest.mark.parametrize("case", _INCONSISTENT, ids=str)
 def test_share_of_inconsistent_signs(case):
   name, column = case
-  values = series.load_series(name).values[:, [column]]
+  values = _load(name).values[:, [column]]
   z, *_ = series.standardize(values, series.split_series(values)[0])
   rates = [
     series.sign_inconsistency_rate(z, difference=difference)[0]
@@ -60,7 +64,7 @@ def test_share_of_inconsistent_signs(case):
 
 
 def test_weather_is_weather():
-  found = series.load_series("tmy3")
+  found = _load("tmy3")
   columns = dict(zip(found.names, found.values.T))
   assert columns["Dew-point (C)"].mean() < columns["Dry-bulb (C)"].mean()
   sun = columns["GHI (W/m^2)"].reshape(365, 24).mean(0)

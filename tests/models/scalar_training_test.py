@@ -25,8 +25,6 @@ from jaxattn.models import (
 )
 from tests._recompile import no_recompilation
 
-_KINDS = ("plain", "residual", "position_bias", "rope", "patch", "differential")
-
 
 def _init(kind="plain", width=6, dim=8, seed=0):
   return scalar_attention_init(
@@ -94,7 +92,7 @@ def test_default_rate_is_one_over_the_kernel():
   _, (x, y) = _task(40)
   for kind in ("plain", "residual"):
     params = _init(kind)
-    rate = 1 / np.linalg.eigvalsh(scalar_attention_ntk(params, x, x))[-1]
+    rate = 1 / jnp.linalg.eigvalsh(scalar_attention_ntk(params, x, x))[-1]
     train = functools.partial(
       train_scalar_attention, params, (x, y), kind=kind, num_steps=1
     )
@@ -113,7 +111,12 @@ def test_nothing_to_learn_stays():
 
 @pytest.mark.parametrize(
   ("kind", "train_output"),
-  [*((kind, False) for kind in _KINDS), ("rope", True)],
+  [
+    ("position_bias", False),
+    ("patch", False),
+    ("differential", True),
+    ("rope", True),
+  ],
 )
 def test_every_kind_learns(kind, train_output):
   _, data = _task(200)
@@ -197,23 +200,22 @@ def test_second_training_compiles_nothing():
 
 @pytest.mark.slow
 def test_drift_shrinks_with_width():
-  """Mean a_r (w_r - w_r(0)) after 200 steps falls like m^-1/2.
+  """Mean a_r (w_r - w_r(0)) after 200 steps falls like m^-1/2: by 5.7 here.
 
-  Over three draws of the data: .21, .076 and .040 at widths 32, 256 and 1024.
+  Of single draws of the data both drifts and their ratio scatter widely.
   """
   drifts = {}
-  for width in (32, 256, 1024):
-    runs = [
-      train_scalar_attention(
-        _init(width=width, seed=seed),
-        _task(seed=seed + 1)[1],
-        num_steps=200,
-        log_every=200,
-      )[1]
-      for seed in range(3)
-    ]
-    drifts[width] = np.mean([float(h.drift[-1]) for h in runs])
-  print(drifts)
+  for width in (32, 1024):
+    train = functools.partial(
+      train_scalar_attention, num_steps=200, log_every=200
+    )
+    drifts[width] = np.mean(
+      [
+        train(_init(width=width, seed=seed), _task(seed=seed + 1)[1])[1].drift
+        for seed in range(4)
+      ],
+      axis=0,
+    )[-1]
   assert 4 <= drifts[32] / drifts[1024] <= 8
 
 
@@ -244,7 +246,6 @@ def test_plain_attention_stays_above_the_floor_and_a_bias_does_not():
       train_output=True,
     )
     risks[kind] = {k: float(v[-1]) for k, v in history.eval_risk.items()}
-  print(risks)
   assert risks["plain"]["id"] > floor - 3 * math.sqrt(2 / 20_000)
   assert risks["plain"]["ood"] > 25 * 0.02
   assert risks["position_bias"]["ood"] < 1.3 * 0.02
