@@ -276,13 +276,17 @@ def _errors(shares, seeds, num_starts=1, config=None):
 
 @pytest.mark.slow
 def test_recovery_near_the_wall():
-  """With the whole Hessian the specification's run had 30, 25 and 23 of 30."""
+  """With the whole Hessian the specification's run had 30, 25 and 23 of 30.
+
+  Its paths pass indefinite Hessians, where rounding decides which minimum comes
+  next: what a run counts has the spread of a binomial.
+  """
   shares, seeds = (0.7, 0.9, 0.97), range(30)
   single = (_errors(shares, seeds) < 1e-8).sum(1)
   assert (single >= 28).all()
   whole = (_errors(shares, seeds, config=_WHOLE) < 1e-8).sum(1)
   assert whole[0] >= 28
-  assert whole[1] >= 25
+  assert whole[1] >= 25 - 2 * (25 * 5 / 30) ** 0.5
   assert whole[2] < 28
   several = _errors(shares[2:], seeds, num_starts=16, config=_WHOLE) < 1e-8
   assert several.sum() >= 28
