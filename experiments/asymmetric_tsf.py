@@ -373,20 +373,43 @@ def forecast_errors(
 
 def fit_forecaster(config: Config, model: Any, train: Data, val: Data) -> Any:
   """Parameters that were best on the validation part."""
-  num_steps, checks = config.forecaster_steps, config.forecaster_checks
-  optimizer = _optimizer(
-    config.forecaster_rate, num_steps, config.forecaster_decay
+  num_steps, rate = config.forecaster_steps, config.forecaster_rate
+  return _fit(
+    jax.random.key(config.seed),
+    train,
+    val,
+    model=model,
+    optimizer=_optimizer(rate, num_steps, config.forecaster_decay),
+    num_steps=num_steps,
+    checks=config.forecaster_checks,
+    batch_size=config.forecaster_batch,
   )
-  rng = jax.random.key(config.seed)
 
+
+# Series of one length share what is compiled.
+@functools.partial(
+  jax.jit,
+  static_argnames=("model", "optimizer", "num_steps", "checks", "batch_size"),
+)
+def _fit(
+  rng: jax.Array,
+  train: Data,
+  val: Data,
+  *,
+  model: Any,
+  optimizer: optax.GradientTransformation,
+  num_steps: int,
+  checks: int,
+  batch_size: int,
+) -> Any:
   def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.square(model.apply(params, x) - y).mean()
 
   def step(carry: Any, i: jax.Array) -> tuple[Any, None]:
     params, state = carry
     x, y = train
-    shape = (config.forecaster_batch,)
-    rows = jax.random.randint(jax.random.fold_in(rng, i), shape, 0, len(x))
+    shape, key = (batch_size,), jax.random.fold_in(rng, i)
+    rows = jax.random.randint(key, shape, 0, len(x))
     grads = jax.grad(loss)(params, x[rows], y[rows])
     updates, state = optimizer.update(grads, state, params)
     return (optax.apply_updates(params, updates), state), None
@@ -398,14 +421,10 @@ def fit_forecaster(config: Config, model: Any, train: Data, val: Data) -> Any:
     keep = functools.partial(jnp.where, error < least)
     return (carry, jax.tree.map(keep, carry[0], best), keep(error, least)), None
 
-  @jax.jit
-  def fit(rng: jax.Array) -> Any:
-    params = model.init(rng, train[0][:1])
-    steps = jnp.arange(num_steps).reshape(checks, -1)
-    start = (params, optimizer.init(params)), params, jnp.asarray(jnp.inf)
-    return lax.scan(check, start, steps)[0][1]
-
-  return fit(rng)
+  params = model.init(rng, train[0][:1])
+  start = (params, optimizer.init(params)), params, jnp.asarray(jnp.inf)
+  steps = jnp.arange(num_steps).reshape(checks, -1)
+  return lax.scan(check, start, steps)[0][1]
 
 
 # --- checks ---

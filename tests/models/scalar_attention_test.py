@@ -285,7 +285,8 @@ def test_mass_on_the_last_lag(dim):
   x = jnp.asarray(np.random.default_rng(0).normal(size=(n, dim)))
   last = jnp.zeros_like(x).at[:, -1].set(1)
   (mass,), _ = jax.jit(softmax_means)(x[:, -1:] * w[None], x, (last,), None)
-  mean, error = np.mean(mass, axis=0), np.std(mass, axis=0) / np.sqrt(n)
+  mass = np.asarray(mass)
+  mean, error = mass.mean(0), mass.std(0) / np.sqrt(n)
   assert (mean[:4] + 4 * error[:4] < 1 / dim).all()
   _close(mean[4], 1 / dim)
   for i, limit in ((0, 2.0**-dim), (5, 1 - 2.0**-dim)):
