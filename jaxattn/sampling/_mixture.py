@@ -39,10 +39,15 @@ class Parts(NamedTuple):
   """What all functions of x share."""
 
   logits: jax.Array  # (..., k), log of weight times density.
-  z: jax.Array  # (..., k, d), offsets in the eigenbasis.
-  v: jax.Array  # (1 or k, 1 or d), variances at t.
+  z: jax.Array  # (..., k, d), offsets in the eigenbases over sqrt(v).
+  v: jax.Array  # (k, 1 or d), variances at t.
   a: jax.Array  # signal
   b: jax.Array  # noise
+  # Of one basis for all components:
+  x: jax.Array | None  # (..., d), in that basis.
+  means: jax.Array  # (k, d), a times the means, in the eigenbases.
+  # Of a basis for each:
+  whitener: jax.Array | None  # (d, k d), eigenvectors over sqrt(v).
 
 
 def check_weights(weights: jax.Array, means: jax.Array) -> None:
@@ -53,7 +58,8 @@ def check_weights(weights: jax.Array, means: jax.Array) -> None:
   if not _checks.is_concrete(weights):
     return
   total = np.asarray(weights, np.float64).sum()
-  if not abs(total - 1) <= _SUM_ROOM:
+  room = max(_SUM_ROOM, float(jnp.finfo(weights.dtype).eps))
+  if not abs(total - 1) <= room:
     raise ValueError(f"weights must sum to 1, got a sum of {total}")
 
 
@@ -83,13 +89,15 @@ def decompose(
   weights: jax.Array, means: jax.Array, covariances: jax.Array
 ) -> GMM:
   """The mixture, negative eigenvalues as they come."""
-  log_weights = jnp.log(weights)
+  # What rounding left of a sum of 1 would be a factor of all densities.
+  wide = accumulator(means.dtype)
+  log_weights = jnp.log(weights / weights.astype(wide).sum())
+  log_weights = log_weights.astype(means.dtype)
   if not _is_matrices(covariances, means):
     values = covariances.reshape(len(means), -1)
     return GMM(log_weights, means, values, None)
   d = means.shape[1]
   matrices = covariances.reshape(-1, d, d)
-  wide = accumulator(means.dtype)
   values, vectors = jnp.linalg.eigh(matrices.astype(wide))
   values, vectors = values.astype(means.dtype), vectors.astype(means.dtype)
   return GMM(log_weights, means, values, vectors)
@@ -142,18 +150,26 @@ def parts(
   _checks.check_shape("x", x, (*x.shape[:-1], d), "(..., d)")
   wide = accumulator(x.dtype)
   v, a, b = variances(gmm, t, schedule, wide)
-  x, means = x.astype(wide), a * gmm.means.astype(wide)
-  if gmm.eigenvectors is None:
-    x = x[..., None, :]
+  v = jnp.broadcast_to(v, (k, v.shape[1]))
+  x, means, u = x.astype(wide), a * gmm.means.astype(wide), gmm.eigenvectors
+  whitener = None
+  if u is None or len(u) == 1:
+    if u is not None:
+      x, means = x @ u[0].astype(wide), means @ u[0].astype(wide)
+    z = x[..., None, :] - like(means, x[..., None])
+    z = z / like(jnp.sqrt(v), z)
   else:
-    u = gmm.eigenvectors.astype(wide)
-    means = jnp.einsum("kij,ki->kj", jnp.broadcast_to(u, (k, d, d)), means)
-    # All components by one product, not of their offsets from x.
-    x = jnp.einsum("...i,kij->...kj", x, u)
-  z, v_z = x - like(means, x), like(v, x)
+    u = u.astype(wide)
+    means = jnp.einsum("kij,ki->kj", u, means)
+    # Scaled before the products: they are the only passes over all offsets.
+    whitener = jnp.moveaxis(u / jnp.sqrt(v)[:, None], 0, 1).reshape(d, k * d)
+    z = (x @ whitener).reshape(*x.shape[:-1], k, d)
+    z = z - like(means / jnp.sqrt(v), z)
+    x = None
   logdet = jnp.log(jnp.broadcast_to(v, (k, d))).sum(1)
-  weights = like(gmm.log_weights - logdet / 2, z[..., 0])
-  return Parts(weights - (z**2 / v_z).sum(-1) / 2, z, v_z, a, b)
+  squares = jnp.einsum("...kd,...kd->...k", z, z)
+  weights = like(gmm.log_weights - logdet / 2, squares)
+  return Parts(weights - squares / 2, z, v, a, b, x, means, whitener)
 
 
 def like(parameter: jax.Array, x: jax.Array) -> jax.Array:
@@ -162,28 +178,41 @@ def like(parameter: jax.Array, x: jax.Array) -> jax.Array:
   return jnp.expand_dims(parameter, axes).astype(x.dtype)
 
 
-def mean(gmm: GMM, r: jax.Array, z: jax.Array) -> jax.Array:
-  """The mean of U z over components, by one product: (..., d)."""
+def mean(
+  gmm: GMM, parts: Parts, r: jax.Array, share: jax.Array | None = None
+) -> jax.Array:
+  """The mean of U (share z / v) over components, z not scaled: (..., d).
+
+  Args:
+    gmm: the mixture.
+    parts: of x.
+    r: (..., k).
+    share: (k or 1, 1 or d); None = 1.
+  """
+  if parts.x is None:
+    z = r[..., None] * parts.z
+    z = z if share is None else z * like(share, z)
+    z = z.reshape(*z.shape[:-2], -1)
+    return jnp.einsum("...m,im->...i", z, parts.whitener)
+  # As good as the sum of offsets: x itself is known to rounding only.
+  pull = (1 if share is None else share) / parts.v
+  mean = parts.x * (r @ pull) - r @ (pull * parts.means)
   u = gmm.eigenvectors
-  if u is not None and len(u) > 1:
-    return jnp.einsum("...kj,kij->...i", r[..., None] * z, u.astype(z.dtype))
-  mean = jnp.einsum("...k,...kd->...d", r, z)
-  return mean if u is None else mean @ u[0].astype(z.dtype).T
+  return mean if u is None else mean @ u[0].astype(r.dtype).T
 
 
-def rotate_back(gmm: GMM, z: jax.Array) -> jax.Array:
-  """U z of each component, (..., k, d)."""
+def component_scores(gmm: GMM, parts: Parts) -> jax.Array:
+  """The score of each component, (..., k, d)."""
+  g = -parts.z / like(jnp.sqrt(parts.v), parts.z)
   if gmm.eigenvectors is None:
-    return z
-  u = gmm.eigenvectors.astype(z.dtype)
-  u = jnp.broadcast_to(u, (z.shape[-2], *u.shape[1:]))
-  return jnp.einsum("kij,...kj->...ki", u, z)
+    return g
+  u = gmm.eigenvectors.astype(g.dtype)
+  u = jnp.broadcast_to(u, (g.shape[-2], *u.shape[1:]))
+  return jnp.einsum("kij,...kj->...ki", u, g)
 
 
-def denoised(gmm: GMM, parts: Parts, r: jax.Array) -> jax.Array:
-  share = parts.a * like(gmm.eigenvalues, parts.z) / parts.v
-  inner = mean(gmm, r, share * parts.z)
-  return jnp.einsum("...k,kd->...d", r, gmm.means.astype(r.dtype)) + inner
+def mean_of_means(gmm: GMM, r: jax.Array) -> jax.Array:
+  return r @ gmm.means.astype(r.dtype)
 
 
 def pick(v: jax.Array, i: jax.Array) -> jax.Array:

@@ -28,6 +28,7 @@ from jaxattn.numerics._dtypes import accumulator
 from jaxattn.sampling import _laws, schedules, solvers
 from jaxattn.sampling._laws import TVKL
 from jaxattn.sampling._mixture import GMM
+from jaxattn.sampling._steps import VectorField
 
 __all__ = [
   "TVKL",
@@ -426,12 +427,13 @@ def tv_kl_1d(
   num_steps: int,
   t_max: float,
   t_min: float = 0.0,
+  score_fn: VectorField | None = None,
 ) -> TVKL:
   r"""Total variation and KL divergence of a solver's law, without samples.
 
   The solver starts from N(0, 1) at ``t_max`` and takes equal steps on the path
-  of :func:`jaxattn.sampling.ou` with the exact score; its law is compared with
-  the mixture at ``t_min``. The law of "ddpm" is carried on a grid of 1401
+  of :func:`jaxattn.sampling.ou`; its law is compared with the mixture at
+  ``t_min``. The law of "ddpm" is carried on a grid of 1401
   points by one Gaussian kernel a step; a method of the ODE is a map F of z, and
   its law has the density :math:`\varphi(z) / F'(z)` at F(z).
 
@@ -441,6 +443,8 @@ def tv_kl_1d(
     num_steps: N.
     t_max: T, where the solver starts.
     t_min: where it ends; methods in the log-SNR need it positive.
+    score_fn: (x (n, 1), t) -> (n, 1), hashable; None = the exact score of the
+      mixture.
 
   Returns:
     A :class:`TVKL`.
@@ -475,8 +479,8 @@ def tv_kl_1d(
   solvers.check_direction(ts, method, schedules.ou())
   _laws.check_resolved(gmm, ts, method)
   if method == "ddpm":
-    return _laws.ddpm_law(gmm, ts)
-  return _laws.ode_law(gmm, ts, method=method)
+    return _laws.ddpm_law(gmm, ts, score_fn=score_fn)
+  return _laws.ode_law(gmm, ts, method=method, score_fn=score_fn)
 
 
 # --- inside ---

@@ -71,12 +71,15 @@ def gmm_second_moment(
     >>> print(gmm_second_moment(gmm, 0.0))
     13.0
   """
+  dtype = gmm.means.dtype
+  gmm = _widened(gmm)
   t = _mixture.check_time(t, gmm.means.dtype)
   a, b = schedule.signal(t), schedule.noise(t)
   d = gmm.means.shape[1]
   trace = jnp.broadcast_to(gmm.eigenvalues, gmm.means.shape).sum(1)
   each = (gmm.means**2).sum(1) + trace
-  return a**2 * (jnp.exp(gmm.log_weights) @ each) + b**2 * d
+  found = a**2 * (jnp.exp(gmm.log_weights) @ each) + b**2 * d
+  return found.astype(dtype)
 
 
 def gmm_score_lipschitz_bound(
@@ -170,10 +173,13 @@ def gmm_init_kl_bound(
     >>> print(gmm_init_kl_bound(gmm, 1.0).round(4))
     0.2707
   """
+  dtype = gmm.means.dtype
+  gmm = _widened(gmm)
   v, a, _ = _mixture.variances(gmm, t_max, schedule, gmm.means.dtype)
   term = (v - 1) - jnp.log1p(v - 1)
   each = (a * gmm.means) ** 2 + jnp.broadcast_to(term, gmm.means.shape)
-  return jnp.exp(gmm.log_weights) @ each.sum(1) / 2
+  bound = jnp.exp(gmm.log_weights) @ each.sum(1) / 2
+  return bound.astype(dtype)
 
 
 def score_from_denoiser(
@@ -396,19 +402,27 @@ def _lipschitz_bound(
   *,
   schedule: Schedule,
 ) -> jax.Array:
+  dtype = gmm.means.dtype
+  gmm = _widened(gmm)
   v, a, _ = _mixture.variances(gmm, t, schedule, gmm.means.dtype)
   least, most = v.min(), v.max()
   rho = a * _diameter(gmm.means) / 2 if radius is None else radius
   bound = jnp.maximum(1 / least, rho**2 / least**2 - 1 / most)
   if radius is None:
     bound = jnp.where(_is_shared(gmm), bound, jnp.inf)
-  return bound.astype(gmm.means.dtype)
+  return bound.astype(dtype)
 
 
 def _check_rate(lipschitz: float, dim: int, eps: float) -> None:
   _checks.check_positive("lipschitz", lipschitz)
   _checks.check_integer("dim", dim, 1, None)
   _checks.check_range("eps", eps, 0, 1, closed=False)
+
+
+def _widened(gmm: GMM) -> GMM:
+  """The mixture in the dtype that its 16-bit numbers are computed in."""
+  wide = accumulator(gmm.means.dtype)
+  return jax.tree.map(lambda x: x.astype(wide), gmm)
 
 
 def _is_shared(gmm: GMM) -> jax.Array:

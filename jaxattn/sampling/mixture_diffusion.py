@@ -52,7 +52,8 @@ def gmm_init(weights: Any, means: Any, covariances: Any) -> GMM:
   r"""A mixture from its weights, means and covariances.
 
   Args:
-    weights: (k,), at least 0, summing to 1.
+    weights: (k,), at least 0, summing to 1 up to rounding or 1e-5, which is
+      divided out.
     means: (k, d), floating.
     covariances: positive semidefinite: (k,) variances of multiples of I, (k, d)
       diagonals, (k, d, d) matrices, or one matrix (d, d) or (1, d, d) that all
@@ -217,7 +218,7 @@ def gmm_score(
   """
   parts = _mixture.parts(gmm, x, t, schedule)
   r = jax.nn.softmax(parts.logits, axis=-1)
-  return -_mixture.mean(gmm, r, parts.z / parts.v).astype(x.dtype)
+  return -_mixture.mean(gmm, parts, r).astype(x.dtype)
 
 
 @_jit
@@ -262,12 +263,11 @@ def gmm_score_jacobian(
   parts = _mixture.parts(gmm, x, t, schedule)
   r = jax.nn.softmax(parts.logits, axis=-1)
   d = x.shape[-1]
-  g = -_mixture.rotate_back(gmm, parts.z / parts.v)
+  g = _mixture.component_scores(gmm, parts)
   # Centered, so that equal means have a covariance of exactly 0.
   g = g - jnp.einsum("...k,...kd->...d", r, g)[..., None, :]
   spread = jnp.einsum("...k,...ki,...kj->...ij", r, g, g)
-  inverse = 1 / parts.v.reshape(parts.v.shape[-2:])
-  inverse = jnp.broadcast_to(inverse, (len(gmm.means), d))
+  inverse = jnp.broadcast_to(1 / parts.v, gmm.means.shape)
   if gmm.eigenvectors is None:
     diagonal = jnp.einsum("...k,kj->...j", r, inverse)
     mean = diagonal[..., None] * _mixture.like(jnp.eye(d), spread)
@@ -321,7 +321,9 @@ def gmm_denoise(
   """
   parts = _mixture.parts(gmm, x, t, schedule)
   r = jax.nn.softmax(parts.logits, axis=-1)
-  return _mixture.denoised(gmm, parts, r).astype(x.dtype)
+  share = parts.a * gmm.eigenvalues.astype(r.dtype)
+  inner = _mixture.mean(gmm, parts, r, share)
+  return (_mixture.mean_of_means(gmm, r) + inner).astype(x.dtype)
 
 
 @_jit
@@ -370,12 +372,9 @@ def gmm_velocity(
   r = jax.nn.softmax(parts.logits, axis=-1)
   t = jnp.asarray(t, r.dtype)
   # Both means in one product with the eigenvectors.
-  share = (
-    schedule.signal_rate(t) * parts.a * _mixture.like(gmm.eigenvalues, parts.z)
-  )
-  share = share + schedule.variance_rate(t)
-  means = jnp.einsum("...k,kd->...d", r, gmm.means.astype(r.dtype))
-  moved = _mixture.mean(gmm, r, share * parts.z / parts.v)
+  share = schedule.signal_rate(t) * parts.a * gmm.eigenvalues.astype(r.dtype)
+  moved = _mixture.mean(gmm, parts, r, share + schedule.variance_rate(t))
+  means = _mixture.mean_of_means(gmm, r)
   return (schedule.signal_rate(t) * means + moved).astype(x.dtype)
 
 

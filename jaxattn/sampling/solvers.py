@@ -197,8 +197,9 @@ def sample_diffusion(
 
   Raises:
     ValueError: if shapes or dtypes do not fit, ``method`` is unknown, times do
-      not run towards the data, a method in lambda is to reach a time at which
-      lambda is infinite, or ``corrector`` and ``tol`` do not fit the method.
+      not run towards the data or start where there is no signal, a method in
+      lambda is to reach a time at which lambda is infinite, or ``corrector``
+      and ``tol`` do not fit the method.
     ImportError: for "tsit5" if diffrax is missing, naming the extra.
 
   Cost:
@@ -254,7 +255,7 @@ def _check_times(ts: jax.Array, method: str, tol: float | None) -> jax.Array:
 
 
 def check_direction(ts: jax.Array, method: str, schedule: Schedule) -> None:
-  """Raises unless times run to the data, and lambda is finite if it is used."""
+  """Raises unless times run to the data, from where there is some signal."""
   if not _checks.is_concrete(ts):
     return
   far = np.abs(np.asarray(ts) - schedule.data_time)
@@ -262,6 +263,11 @@ def check_direction(ts: jax.Array, method: str, schedule: Schedule) -> None:
     raise ValueError(
       f"ts must run towards the data of {schedule.name} at t = "
       f"{schedule.data_time}, got {ts[0]} to {ts[-1]}"
+    )
+  if not schedule.signal(ts[0]) > 0:
+    raise ValueError(
+      f"ts must start where there is some signal, got {ts[0]} for "
+      f"{schedule.name}"
     )
   ends = schedule.log_snr(ts[jnp.array([0, -1])])
   if method in _IN_LOG_SNR and not np.all(np.isfinite(ends)):

@@ -249,6 +249,17 @@ def test_components_of_no_weight():
 
 
 @pytest.mark.any_x64
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_weights_are_of_sum_1_up_to_rounding(dtype):
+  means = jnp.zeros((3, 1), dtype)
+  gmm = gmm_init(np.full(3, 1 / 3), means, np.ones(3))
+  single = gmm_init([1.0], means[:1].astype(jnp.float32), [1.0])
+  x = jnp.array([0.7], jnp.float32)
+  room = 4 * float(jnp.finfo(dtype).eps)
+  np.testing.assert_allclose(gmm_logpdf(gmm, x), gmm_logpdf(single, x), room)
+
+
+@pytest.mark.any_x64
 def test_dtype_of_the_points():
   gmm = jax.tree.map(lambda z: z.astype(jnp.float32), random_mixture(3, 2))
   x = jnp.ones((4, 2), jnp.bfloat16)

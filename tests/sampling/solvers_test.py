@@ -386,6 +386,10 @@ def test_adaptive_steps_that_run_out_are_nan():
       "ts must run towards the data of ou(rate=1.0) at t = 0.0, got 0.0 to 1.0",
     ),
     (
+      {"ts": jnp.array([0.0, 1.0]), "schedule": straight()},
+      "ts must start where there is some signal, got 0.0 for straight(",
+    ),
+    (
       {"ts": jnp.array([2.0, 0.0]), "method": "dpm2"},
       "method 'dpm2' needs a finite log-SNR at each time",
     ),
