@@ -24,6 +24,19 @@ from jaxattn.sampling.dikin.walk import DikinState as DikinState
 from jaxattn.sampling.dikin.walk import dikin_walk as dikin_walk
 from jaxattn.sampling.dikin.weights import john_weights as john_weights
 from jaxattn.sampling.dikin.weights import lewis_weights as lewis_weights
+from jaxattn.sampling.flow import CFMInfo as CFMInfo
+from jaxattn.sampling.flow import FlowLossInfo as FlowLossInfo
+from jaxattn.sampling.flow import GDView as GDView
+from jaxattn.sampling.flow import cfm_loss as cfm_loss
+from jaxattn.sampling.flow import empirical_velocity as empirical_velocity
+from jaxattn.sampling.flow import flow_loss as flow_loss
+from jaxattn.sampling.flow import gaussian_cfm_floor as gaussian_cfm_floor
+from jaxattn.sampling.flow import gaussian_velocity as gaussian_velocity
+from jaxattn.sampling.flow import gd_view as gd_view
+from jaxattn.sampling.flow import polynomial_basis as polynomial_basis
+from jaxattn.sampling.flow import (
+  polynomial_regularizer as polynomial_regularizer,
+)
 from jaxattn.sampling.hit_and_run import HitAndRunInfo as HitAndRunInfo
 from jaxattn.sampling.hit_and_run import HitAndRunState as HitAndRunState
 from jaxattn.sampling.hit_and_run import (
@@ -83,9 +96,12 @@ __all__ = [
   "GMM",
   "TVKL",
   "Affine",
+  "CFMInfo",
   "Corrector",
   "DikinInfo",
   "DikinState",
+  "FlowLossInfo",
+  "GDView",
   "HitAndRunInfo",
   "HitAndRunState",
   "LeverageSample",
@@ -96,6 +112,7 @@ __all__ = [
   "TensorSRHT",
   "analytic_center",
   "barrier_hessian",
+  "cfm_loss",
   "chebyshev_center",
   "coordinate_hit_and_run",
   "crps",
@@ -105,10 +122,15 @@ __all__ = [
   "dpom_steps",
   "dpum_steps",
   "effective_sample_size",
+  "empirical_velocity",
   "energy_distance",
   "energy_score",
+  "flow_loss",
   "full_dim_polytope",
+  "gaussian_cfm_floor",
+  "gaussian_velocity",
   "gaussian_w2",
+  "gd_view",
   "gmm_denoise",
   "gmm_init",
   "gmm_init_kl_bound",
@@ -130,6 +152,8 @@ __all__ = [
   "perturbed_score",
   "pinball",
   "pit_histogram",
+  "polynomial_basis",
+  "polynomial_regularizer",
   "potential_scale_reduction",
   "round_polytope",
   "sample_chains",

@@ -107,25 +107,26 @@ def _is_matrices(covariances: jax.Array, means: jax.Array) -> bool:
   return covariances.shape not in (means.shape[:1], means.shape)
 
 
-def check_semidefinite(eigenvalues: jax.Array) -> None:
+def check_semidefinite(
+  eigenvalues: jax.Array, name: str = "covariances"
+) -> None:
   if not _checks.is_concrete(eigenvalues):
     return
   values = np.asarray(eigenvalues)
   least = values.min()
   if not least >= -_PSD_ROOM * np.abs(values).max():
     raise ValueError(
-      "covariances must be positive semidefinite, got a least eigenvalue of "
-      f"{least}"
+      f"{name} must be positive semidefinite, got a least eigenvalue of {least}"
     )
 
 
-def check_symmetric(covariances: jax.Array) -> None:
+def check_symmetric(covariances: jax.Array, name: str = "covariances") -> None:
   if not _checks.is_concrete(covariances):
     return
   matrices = np.asarray(covariances, np.float64)
   gap = np.abs(matrices - matrices.swapaxes(-1, -2)).max()
   if gap > _PSD_ROOM * np.abs(matrices).max():
-    raise ValueError(f"covariances must be symmetric, got entries {gap} apart")
+    raise ValueError(f"{name} must be symmetric, got entries {gap} apart")
 
 
 def check_time(t: float | jax.Array, dtype: Any) -> jax.Array:
