@@ -14,6 +14,14 @@ from jaxattn.models.classifier import (
   AttentionClassifier as AttentionClassifier,
 )
 from jaxattn.models.classifier import PooledRegressor as PooledRegressor
+from jaxattn.models.dit import DiT as DiT
+from jaxattn.models.dit import HistoryCache as HistoryCache
+from jaxattn.models.dit import encode_history as encode_history
+from jaxattn.models.flow_forecast import FlowHistory as FlowHistory
+from jaxattn.models.flow_forecast import FlowMLP as FlowMLP
+from jaxattn.models.flow_forecast import normalize_windows as normalize_windows
+from jaxattn.models.flow_forecast import sample_forecast as sample_forecast
+from jaxattn.models.flow_forecast import train_flow as train_flow
 from jaxattn.models.forecast import AttentionForecaster as AttentionForecaster
 from jaxattn.models.forecast import nlinear_fit as nlinear_fit
 from jaxattn.models.forecast import nlinear_predict as nlinear_predict
@@ -65,7 +73,11 @@ from jaxattn.models.transformer import TransformerStats as TransformerStats
 __all__ = [
   "AttentionClassifier",
   "AttentionForecaster",
+  "DiT",
+  "FlowHistory",
+  "FlowMLP",
   "GradientError",
+  "HistoryCache",
   "ICLHistory",
   "ICLRegressor",
   "LeakageBlock",
@@ -77,15 +89,18 @@ __all__ = [
   "TransformerConfig",
   "TransformerStats",
   "attention_fn",
+  "encode_history",
   "gradient_error",
   "load_minilm",
   "minilm_apply",
   "minilm_tokenize",
   "nlinear_fit",
   "nlinear_predict",
+  "normalize_windows",
   "persistence",
   "residual_linear_apply",
   "residual_linear_fit",
+  "sample_forecast",
   "scalar_attention_apply",
   "scalar_attention_grad",
   "scalar_attention_init",
@@ -95,6 +110,7 @@ __all__ = [
   "separation_network",
   "separation_transition",
   "separation_weight",
+  "train_flow",
   "train_icl",
   "train_scalar_attention",
 ]
