@@ -97,7 +97,8 @@ def _compare(
 
 
 def check_resolved(gmm: GMM, ts: jax.Array, method: str) -> None:
-  if not _checks.is_concrete(gmm.means):
+  # Under jit times are traced even where the mixture is not.
+  if not (_checks.is_concrete(gmm.means) and _checks.is_concrete(ts)):
     return
   spacing = jnp.diff(_grid(gmm)[:2])[0]
   b2 = schedules.ou().noise(ts[-1]) ** 2

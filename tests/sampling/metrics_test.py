@@ -231,7 +231,12 @@ def test_laws_of_other_scores(method):
   gmm = gmm_init([1.0], jnp.zeros((1, 1)), [1.0])
   off, t_max = 0.2, 2.0
   law = functools.partial(tv_kl_1d, gmm, method=method, t_max=t_max)
-  found = law(num_steps=100, score_fn=lambda x, t: off - x)
+
+  @jax.jit
+  def found_of(off):  # And under jit, with an error that is traced.
+    return law(num_steps=100, score_fn=lambda x, t: off - x)
+
+  found = found_of(off)
   mean = off * (2 * -np.expm1(-t_max) if method == "ddpm" else t_max)
   np.testing.assert_allclose(found.kl, mean**2 / 2, rtol=0.03)
 
