@@ -61,7 +61,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.dims = (2, 4, 8, 16, 32, 64, 128, 256)
   config.chain_variance, config.chain_t_max = 0.25, 4.0
   config.chain_tv = 0.05
-  config.chain_multiples = (1, 2, 4, 8, 16, 32, 64)
+  config.chain_multiples = (1, 2, 4, 8, 16, 32, 64, 128)
 
   # Errors of the score.
   config.score_errors = (0.05, 0.1, 0.2, 0.4)

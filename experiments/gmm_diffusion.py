@@ -62,10 +62,11 @@ Points = dict[Any, Any]
 def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
   """Runs the experiment; see the module's docstring."""
   wd = harness.open_workdir(workdir, config)
+  ends = wd.point("ends", functools.partial(ends_point, config))["x"]
   found = {
     "orders": {
       method: wd.point(
-        f"orders/{method}", functools.partial(order_point, config, method)
+        f"orders/{method}", functools.partial(order_point, config, method, ends)
       )["error"]
       for method in harness.progress(config.order_methods, "orders")
     },
@@ -192,25 +193,33 @@ def sample(
   return lax.map(some, (rngs, chunks)).reshape(z.shape)
 
 
-def order_point(config: Config, method: str) -> Points:
+def ends_point(config: Config) -> Points:
+  """(points, 2) ends of the most exact method, with many steps."""
+  with jax.enable_x64(True):
+    return {"x": np.array(_end(config, "dpm3", config.order_reference))}
+
+
+def order_point(config: Config, method: str, want: np.ndarray) -> Points:
   """Errors of end points by number of steps."""
   with jax.enable_x64(True):
-    rng = jax.random.key(config.seed)
-    z = jax.random.normal(rng, (config.order_points, 2))
-    end = functools.partial(
-      sample,
-      rng,
-      plane_mixture(config.seed),
-      z,
-      span=config.order_span,
-      batch=config.order_points,
-    )
-    want = end(method="dpm3", num_steps=config.order_reference)
-    errors = [
-      jnp.sqrt(((end(method=method, num_steps=n) - want) ** 2).sum(1).mean())
-      for n in config.order_steps
-    ]
-    return {"error": np.array(errors)}
+    ends = [_end(config, method, n) for n in config.order_steps]
+  errors = [
+    np.sqrt(((x - want) ** 2).sum(1).mean()) for x in map(np.array, ends)
+  ]
+  return {"error": np.array(errors)}
+
+
+def _end(config: Config, method: str, num_steps: int) -> jax.Array:
+  rng, n = jax.random.key(config.seed), config.order_points
+  return sample(
+    rng,
+    plane_mixture(config.seed),
+    jax.random.normal(rng, (n, 2)),
+    method=method,
+    num_steps=num_steps,
+    span=config.order_span,
+    batch=n,
+  )
 
 
 def law_point(config: Config, method: str) -> Points:
@@ -268,12 +277,13 @@ def _bound(config: Config, v: float, num_steps: int) -> float:
 
 def smooth_point(config: Config, k: int) -> Points:
   """Bound, largest slope found, second moment; of k components."""
-  t, d, n = config.smooth_time, config.smooth_dim, config.smooth_points
+  t, n = config.smooth_time, config.smooth_points
   with jax.enable_x64(True):
     gmm = sphere_mixture(config, k)
     near = gmm_sample(jax.random.key(config.seed), gmm, n, t)
-    middle = jnp.exp(-t) * (gmm.means[:, None] + gmm.means[None]) / 2
-    x = jnp.concatenate([near, middle.reshape(-1, d)])
+    # Between the first mean and the others, its opposite among them.
+    middle = jnp.exp(-t) * (gmm.means[:1] + gmm.means) / 2
+    x = jnp.concatenate([near, middle])
     slopes = jax.jit(_slopes)(gmm, x, t)
     bound = gmm_score_lipschitz_bound(gmm, t)
     moment = gmm_second_moment(gmm, t)
@@ -380,7 +390,8 @@ def error_point(config: Config) -> Points:
 def cloud_point(config: Config, method: str, d: int) -> Points:
   """Distances to fresh draws by number of evaluations; and of two draws."""
   gmm = cloud_mixture(config.cloud_components, d, config.seed)
-  rng_x, rng_y, rng_z, rng_w = jax.random.split(jax.random.key(config.seed), 4)
+  rngs = jax.random.split(jax.random.key(config.seed), 5)
+  rng_x, rng_y, rng_z, rng_w, rng_solver = rngs
   t_min, n = config.cloud_span[0], config.cloud_samples
   x, y = (gmm_sample(rng, gmm, n, t_min) for rng in (rng_x, rng_y))
   z = jax.random.normal(rng_z, x.shape, x.dtype)
@@ -390,7 +401,7 @@ def cloud_point(config: Config, method: str, d: int) -> Points:
   near = functools.partial(energy_distance, y[: config.cloud_pairs])
   found = [
     sample(
-      rng_z,
+      rng_solver,
       gmm,
       z,
       method=method,
@@ -666,7 +677,8 @@ def _figure_data(found: Points) -> Points:
   for panel, points in found.items():
     for key, value in points.items():
       if isinstance(value, dict):
-        flat |= {f"{panel}, {key}, {name}": x for name, x in value.items()}
+        name = key if isinstance(key, str) else str(key).strip("()")
+        flat |= {f"{panel}, {name}, {part}": x for part, x in value.items()}
       else:
         flat[f"{panel}, {key}"] = value
   return flat
