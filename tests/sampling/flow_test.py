@@ -105,6 +105,26 @@ def test_flow_map():
   assert 0.9 < slope["euler"] < 1.1
 
 
+def test_excess_bounds_the_distance():
+  """W2^2 <= e^(1 + 2 l) excess, by Gronwall, of a field l-Lipschitz in x."""
+  mean, cov = jnp.zeros(2), jnp.array([0.5, 2.0])
+  bias = jnp.array([0.3, -0.4])
+  z = _normal(2000, 2)
+
+  def biased(x, t):
+    return gaussian_velocity(x, t, mean, cov) + bias[None] * t
+
+  x = integrate(biased, z, jnp.linspace(0, 1, 65), method="rk4")
+  t = np.linspace(0, 1, 201)[:, None]
+  values = np.asarray(cov)
+  rates = (t * values - (1 - t)) / (t**2 * values + (1 - t) ** 2)
+  # Of a bias b t: the integral of its square.
+  bound = np.exp(1 + 2 * np.abs(rates).max()) * float(bias @ bias) / 3
+  # Points of one noise are a coupling, hence no nearer than W2.
+  squared = ((x - z * jnp.sqrt(cov)[None]) ** 2).sum(1).mean()
+  assert 0.01 < squared < bound
+
+
 def test_floor():
   mean, cov = _gaussian()
   values = np.linalg.eigvalsh(cov)
