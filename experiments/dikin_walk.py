@@ -1,0 +1,871 @@
+"""Dikin walks: what barriers, sketches and the soft threshold are worth.
+
+Seven questions about arXiv 2410.05700, of chains that start from exact draws
+wherever there are any:
+
+1. Facets are written down again and again; the body stays. How do mixing times
+   grow, by barrier? Of one coordinate's facets with step sizes tuned, and of
+   all of them with step sizes kept.
+2. In a spectrahedron, does a step size of the order 1 / sqrt(d) do?
+3. What do sketches of the Hessian cost in acceptance, with fresh coins and with
+   common ones? Is the law still exact?
+4. What is the soft threshold worth for a density that is narrow in its body?
+5. Does a long thin body need rounding?
+6. Metabolic networks, against hit and run.
+7. Doubly stochastic matrices.
+"""
+
+import functools
+import os
+import time
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments import _convex_bodies, harness
+from jaxattn.data import birkhoff_polytope, load_flux_polytope
+from jaxattn.sampling import (
+  LeverageSample,
+  Polytope,
+  SamplingAlgorithm,
+  Spectrahedron,
+  TensorSRHT,
+  barrier_hessian,
+  chebyshev_center,
+  coordinate_hit_and_run,
+  dikin_walk,
+  effective_sample_size,
+  hit_and_run,
+  potential_scale_reduction,
+  round_polytope,
+  sample_chains,
+)
+
+KINDS = ("log", "vaidya", "lee_sidford")
+_COINS = ("fresh", "common")
+_THRESHOLDS = ("none", "smoothness", "lipschitz")
+_WALKS = ("Dikin", "hit and run", "coordinate hit and run", "rounded")
+_LABELS = {"log": "log", "vaidya": "Vaidya", "lee_sidford": "Lee-Sidford"}
+
+# A ConfigDict: what type a field has is known at run time only.
+Config = Any
+
+
+class SizedState(NamedTuple):
+  """Of :func:`sized`: the position ends with the step size."""
+
+  position: jax.Array
+  logdensity: jax.Array
+  inner: Any
+
+
+def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
+  """Runs the experiment; see the module's docstring."""
+  wd = harness.open_workdir(workdir, config)
+  facets = _by_kind(wd, "facets", facets_point, config.repeats)
+  everywhere = _by_kind(wd, "everywhere", everywhere_point, config.repeats_all)
+  cone = _sweep(wd, "cone", cone_point, config.cone_sizes)
+  sketches = _sweep(wd, "sketch", sketch_point, config.sketch_rows)
+  soft = wd.point("threshold", functools.partial(threshold_point, config))
+  thin = _sweep(wd, "aspect", aspect_point, config.aspects)
+  networks = {name: _network(wd, name) for name in config.networks}
+  birkhoff = _sweep(wd, "birkhoff", birkhoff_point, config.birkhoff_sizes)
+  found = facets, everywhere, cone, sketches, soft, thin, networks
+  harness.save_figure(wd, _draw(config, *found), _figure_data(config, *found))
+  return harness.finish(
+    wd,
+    claim=(
+      "One Metropolis walk with the metric of a barrier and a soft threshold "
+      "draws from log-concave densities on convex bodies, exactly even if the "
+      "Hessian is sketched: with the barrier of Lee and Sidford the steps that "
+      "it takes do not grow with the number of constraints, as they do with "
+      "the logarithmic one."
+    ),
+    source="arXiv:2410.05700, theorems 1.1 to 1.3",
+    paper=(
+      "n d + d L^2 R^2 steps with the logarithmic barrier, d^2 + d L^2 R^2 "
+      "with that of Lee and Sidford (no numbers)"
+    ),
+    checks=[
+      *_facet_checks(config, facets, everywhere),
+      *_cone_checks(config, cone),
+      *_sketch_checks(config, sketches),
+      *_threshold_checks(config, soft),
+      *_body_checks(config, thin, networks, birkhoff),
+    ],
+    timed=_speed_checks(networks, birkhoff),
+  )
+
+
+def _sweep(
+  wd: harness.Workdir, what: str, point: Any, values: Iterable[Any]
+) -> dict[Any, dict[str, Any]]:
+  return {
+    value: wd.point(
+      f"{what}/{value}", functools.partial(point, wd.config, value)
+    )
+    for value in harness.progress(list(values), what)
+  }
+
+
+def _by_kind(
+  wd: harness.Workdir, what: str, point: Any, repeats: tuple[int, ...]
+) -> dict[str, list[dict[str, Any]]]:
+  return {
+    kind: [
+      wd.point(
+        f"{what}/{kind}/k={k}", functools.partial(point, wd.config, kind, i)
+      )
+      for i, k in enumerate(harness.progress(repeats, f"{what}, {kind}"))
+    ]
+    for kind in KINDS
+  }
+
+
+def _network(wd: harness.Workdir, name: str) -> dict[str, dict[str, Any]]:
+  load = functools.partial(load_network, name)
+  body = wd.point(f"network/{name}/body", load)
+  return {
+    walk: wd.point(
+      f"network/{name}/{walk.replace(' ', '_')}",
+      functools.partial(network_point, wd.config, body, walk),
+    )
+    for walk in harness.progress(_WALKS, f"network {name}")
+  }
+
+
+# --- chains ---
+
+
+def sized(walk: SamplingAlgorithm) -> SamplingAlgorithm:
+  """The walk in which each chain has its own step size, its last coordinate."""
+
+  def init(position: jax.Array, rng: jax.Array | None = None) -> SizedState:
+    state = walk.init(position[:-1], rng)
+    return SizedState(position, state.logdensity, state)
+
+  def step(rng: jax.Array, state: SizedState) -> tuple[SizedState, Any]:
+    inner, info = walk.step(rng, state.inner, state.position[-1])
+    position = jnp.append(inner.position, state.position[-1])
+    return SizedState(position, inner.logdensity, inner), info
+
+  return SamplingAlgorithm(init, step)
+
+
+def autocorrelation_time(draws: jax.Array, thin: int) -> np.ndarray:
+  """Steps for one independent draw, by coordinate."""
+  num_steps = draws.shape[0] * draws.shape[1] * thin
+  return num_steps / np.asarray(effective_sample_size(draws))
+
+
+def per_thousand(draws: jax.Array, thin: int) -> float:
+  """Independent draws in 1000 steps, of the worst coordinate."""
+  return float(1000 / autocorrelation_time(draws, thin).max())
+
+
+# --- facets ---
+
+
+def facets_point(config: Config, kind: str, i: int) -> dict[str, Any]:
+  """Steps for a draw if one pair of facets is repeated, at the best size."""
+  num, num_steps, thin = config.chains, config.facet_steps[kind][i], config.thin
+  d, sizes = config.dim, np.asarray(config.step_sizes)
+  with jax.enable_x64(True):
+    body = _convex_bodies.repeated_box(d, config.repeats[i], everywhere=False)
+    walk = sized(dikin_walk(None, body, kind=kind))
+
+    def draw(seed: int, sizes: np.ndarray, num_steps: int) -> tuple[Any, Any]:
+      starts = _convex_bodies.box_draws(seed, num, d)
+      starts = jnp.column_stack([starts, jnp.asarray(sizes)])
+      key = jax.random.key(seed)
+      draws, infos, _ = sample_chains(key, walk, starts, num_steps, thin=thin)
+      return draws[..., :d], infos.acceptance_rate.mean(1)
+
+    each = num // len(sizes)
+    pilot, _ = draw(config.seed, np.repeat(sizes, each), num_steps // 2)
+    times = [
+      autocorrelation_time(draws, thin).max()
+      for draws in jnp.split(pilot, len(sizes))
+    ]
+    best = sizes[int(np.argmin(times))]
+    # Other coins than those that chose it.
+    draws, rates = draw(config.seed + 1, np.full(num, best), num_steps)
+    return {
+      "times": autocorrelation_time(draws, thin),
+      "step_size": best,
+      "acceptance": float(rates.mean()),
+      "pilot": np.array(times),
+    }
+
+
+def everywhere_point(config: Config, kind: str, i: int) -> dict[str, Any]:
+  """Steps for a draw if all facets are repeated, at a step size of 1."""
+  d, thin = config.dim, config.thin
+  with jax.enable_x64(True):
+    k = config.repeats_all[i]
+    body = _convex_bodies.repeated_box(d, k, everywhere=True)
+    draws, infos, _ = sample_chains(
+      jax.random.key(config.seed),
+      dikin_walk(None, body, kind=kind),
+      _convex_bodies.box_draws(config.seed, config.chains, d),
+      config.all_steps[kind][i],
+      thin=thin,
+    )
+    return {
+      "times": autocorrelation_time(draws, thin),
+      "acceptance": float(infos.acceptance_rate.mean()),
+    }
+
+
+# --- spectrahedra ---
+
+
+def cone_point(config: Config, n: int) -> dict[str, float]:
+  """Acceptance with alpha = 1 / (4 d) and with 1 / (2 n d)."""
+  num, d = config.cone_chains, n * (n + 1) // 2
+  sizes = np.repeat([0.25**0.5, (0.5 / n) ** 0.5], num)
+  with jax.enable_x64(True):
+    walk = sized(dikin_walk(None, _convex_bodies.bounded_trace(n)))
+    starts = _convex_bodies.bounded_trace_draws(config.seed, 2 * num, n)
+    starts = jnp.column_stack([starts, jnp.asarray(sizes)])
+    key = jax.random.key(config.seed)
+    draws, infos, _ = sample_chains(key, walk, starts, config.cone_steps)
+    rates = infos.acceptance_rate.mean(1)
+    traces = draws[num:, :, _diagonal(n)].sum(-1)
+    return {
+      "by_d": float(rates[:num].mean()),
+      "by_nd": float(rates[num:].mean()),
+      "excess": _z_score(traces, d / (d + 1)),
+    }
+
+
+def _diagonal(n: int) -> np.ndarray:
+  rows, columns = np.triu_indices(n)
+  return np.flatnonzero(rows == columns)
+
+
+def _z_score(values: jax.Array, want: Any) -> float:
+  """The largest distance of means from numbers, in standard errors.
+
+  Chains, the first axis, are independent; draws of one are not.
+  """
+  means = np.asarray(values.mean(1))
+  error = means.std(0, ddof=1) / len(means) ** 0.5
+  return float(np.abs((means.mean(0) - want) / error).max())
+
+
+# --- sketches ---
+
+
+def sketch_body(config: Config, which: str) -> Polytope | Spectrahedron:
+  """One of the two bodies whose Hessians are sketched."""
+  n, d = config.sketch_sizes[which]
+  make = getattr(_convex_bodies, f"random_{which}")
+  return make(n, d, config.seed)
+
+
+def sketch_point(config: Config, which: str) -> dict[str, Any]:
+  """Acceptance by rows and coins, and how far E |x|^2 is from the exact walk's.
+
+  All start from the ends of the exact walk's chains, in the same order.
+  """
+  with jax.enable_x64(True):
+    body = sketch_body(config, which)
+    kind = LeverageSample if which == "polytope" else TensorSRHT
+    d = config.sketch_sizes[which][1]
+    key, num_steps = jax.random.key(config.seed), config.sketch_steps
+    exact, starts = dikin_walk(None, body), jnp.zeros((config.chains, d))
+    burn_in = config.sketch_burn_in
+    draws, _, _ = sample_chains(key, exact, starts, burn_in, thin=burn_in)
+    starts = draws[:, -1]
+
+    def measure(seed: int, walk: SamplingAlgorithm) -> tuple[float, jax.Array]:
+      key = jax.random.key(seed)
+      draws, infos, _ = sample_chains(key, walk, starts, num_steps)
+      return float(infos.acceptance_rate.mean()), (draws**2).sum(-1)
+
+    rate, squares = measure(config.seed + 1, exact)
+    rates, excess = [], []
+    for i, (num, coins) in enumerate(_settings(config, which)):
+      walk = dikin_walk(None, body, sketch=kind(num), coins=coins)
+      sketched, other = measure(config.seed + 2 + i, walk)
+      rates.append(sketched)
+      excess.append(_z_score(other - squares, 0.0))
+  return {
+    "exact": rate,
+    "rates": np.reshape(rates, (-1, len(_COINS))),
+    "excess": max(excess),
+  }
+
+
+def _settings(config: Config, which: str) -> list[tuple[int, str]]:
+  return [(num, c) for num in config.sketch_rows[which] for c in _COINS]
+
+
+# --- the soft threshold ---
+
+
+def threshold_point(config: Config) -> dict[str, Any]:
+  """A narrow normal density in a cube, at a step size of 1 and an adapted one.
+
+  Each entry: with no threshold, with one from the smoothness of the density,
+  and with one from its Lipschitz constant on the cube.
+  """
+  d, sigma, num = config.soft_dim, config.sigma, config.chains
+  beta = sigma**-2
+  options = {
+    "none": {},
+    "smoothness": {"smoothness": beta},
+    "lipschitz": {"lipschitz": beta * d**0.5},
+  }
+  rates, draws_per_1000 = [], []
+  with jax.enable_x64(True):
+    body = _convex_bodies.repeated_box(d, 1, everywhere=True)
+    starts = np.random.default_rng(config.seed).normal(size=(num, d))
+    # Ten standard deviations away is a wall: these are exact draws.
+    starts = jnp.asarray(sigma * starts)
+    for warmup in (0, config.soft_warmup):
+      for name in _THRESHOLDS:
+        draws, infos, _ = sample_chains(
+          jax.random.key(config.seed),
+          dikin_walk(lambda x: -beta * (x @ x) / 2, body, **options[name]),
+          starts,
+          config.soft_steps,
+          thin=config.thin,
+          num_warmup=warmup,
+        )
+        rates.append(float(infos.acceptance_rate.mean()))
+        draws_per_1000.append(per_thousand(draws, config.thin))
+  shape = 2, len(_THRESHOLDS)
+  return {
+    "acceptance": np.reshape(rates, shape),
+    "per_thousand": np.reshape(draws_per_1000, shape),
+  }
+
+
+# --- bodies ---
+
+
+def aspect_point(config: Config, aspect: float) -> dict[str, float]:
+  """Draws in 1000 steps in a rotated box that is as long."""
+  d, thin = config.aspect_dim, config.thin
+  with jax.enable_x64(True):
+    body, to_cube = _convex_bodies.rotated_box(d, aspect, config.seed)
+    cube = _convex_bodies.box_draws(config.seed, config.chains, d)
+    starts = jnp.linalg.solve(to_cube, cube.T).T
+    found = {}
+    for name, walk in (
+      ("Dikin", dikin_walk(None, body)),
+      ("hit and run", hit_and_run(None, body)),
+    ):
+      draws, _, _ = sample_chains(
+        jax.random.key(config.seed),
+        walk,
+        starts,
+        config.aspect_steps,
+        thin=thin,
+      )
+      found[name] = per_thousand(draws @ to_cube.T, thin)
+  return found
+
+
+def load_network(name: str) -> dict[str, Any]:
+  """The polytope of a network's fluxes, in coordinates with an interior."""
+  with jax.enable_x64(True):
+    body, _ = load_flux_polytope(name)
+    return {"a": np.asarray(body.a), "b": np.asarray(body.b)}
+
+
+def network_point(
+  config: Config, polytope: dict[str, Any], which: str
+) -> dict[str, Any]:
+  """R-hat from a cold start by the steps taken; draws by steps and seconds."""
+  a, b = polytope["a"], polytope["b"]
+  center, _ = chebyshev_center(a, b)
+  with jax.enable_x64(True):
+    matrix, offset = np.eye(len(center)), np.zeros(len(center))
+    if which == "rounded":
+      a, b, (matrix, offset) = round_polytope(a, b)
+      center = np.linalg.solve(matrix, center - offset)
+    walk = _walk(which, Polytope(jnp.asarray(a), jnp.asarray(b)))
+    starts = jnp.broadcast_to(
+      jnp.asarray(center), (config.network_chains, len(center))
+    )
+    run = functools.partial(_network_draws, config, walk)
+    cold = run(config.seed, starts)
+    begin = time.perf_counter()
+    warm = jax.block_until_ready(run(config.seed + 1, cold[:, -1]))
+    seconds = time.perf_counter() - begin
+    # Of the coordinates that all walks share.
+    cold, warm = (x @ matrix.T + offset for x in (cold, warm))
+    size = float(effective_sample_size(warm).min())
+    num = cold.shape[1]
+    r_hat = [
+      float(potential_scale_reduction(cold[:, : int(share * num)]).max())
+      for share in config.network_shares
+    ]
+  thousands = config.network_chains * config.network_steps / 1000
+  return {
+    "r_hat": np.array(r_hat),
+    "per_thousand": size / thousands,
+    "per_second": size / seconds,
+  }
+
+
+def _walk(which: str, body: Polytope) -> SamplingAlgorithm:
+  if which == "Dikin":
+    return dikin_walk(None, body)
+  return (hit_and_run if which == "hit and run" else coordinate_hit_and_run)(
+    None, body
+  )
+
+
+def _network_draws(
+  config: Config, walk: SamplingAlgorithm, seed: int, starts: jax.Array
+) -> jax.Array:
+  return sample_chains(
+    jax.random.key(seed),
+    walk,
+    starts,
+    config.network_steps,
+    thin=config.network_thin,
+    num_warmup=config.network_warmup,
+  )[0]
+
+
+def birkhoff_point(config: Config, m: int) -> dict[str, float]:
+  """Doubly stochastic matrices: means of entries are 1 / m."""
+  with jax.enable_x64(True):
+    body, affine = birkhoff_polytope(m)
+    walk = dikin_walk(None, body)
+
+    def draw(seed: int, starts: jax.Array) -> jax.Array:
+      return sample_chains(
+        jax.random.key(seed),
+        walk,
+        starts,
+        config.birkhoff_steps,
+        thin=config.thin,
+        num_warmup=config.birkhoff_warmup,
+      )[0]
+
+    cold = draw(config.seed, jnp.zeros((config.chains, body.a.shape[1])))
+    begin = time.perf_counter()
+    draws = jax.block_until_ready(draw(config.seed + 1, cold[:, -1]))
+    seconds = time.perf_counter() - begin
+    entries = draws @ affine.matrix.T + affine.offset
+    return {
+      "r_hat": float(potential_scale_reduction(entries).max()),
+      "excess": _z_score(entries, 1 / m),
+      "per_second": float(effective_sample_size(entries).min()) / seconds,
+    }
+
+
+# --- checks ---
+
+
+def _worst(points: list[dict[str, Any]]) -> np.ndarray:
+  return np.array([point["times"].max() for point in points])
+
+
+def _mean(points: list[dict[str, Any]]) -> np.ndarray:
+  """Where coordinates are alike."""
+  return np.array([point["times"].mean() for point in points])
+
+
+def _slope(repeats: Iterable[int], times: np.ndarray, over: Any) -> float:
+  """Exponent of steps in repeats, over these repeats only."""
+  kept = np.isin(list(repeats), list(over))
+  log_k, log_times = np.log(np.array(list(repeats))[kept]), np.log(times[kept])
+  return float(np.polyfit(log_k, log_times, 1)[0])
+
+
+def _facet_checks(
+  config: Config, facets: dict[str, Any], everywhere: dict[str, Any]
+) -> list[harness.Check]:
+  checks, accepted = [], config.accepted
+  ranges = {
+    "log": (accepted.log_slope, np.inf),
+    "lee_sidford": (-np.inf, accepted.lee_sidford_slope),
+  }
+  for kind in KINDS:
+    slope = _slope(config.repeats, _worst(facets[kind]), config.slope_over)
+    name = f"exponent of steps in copies of a facet, {_LABELS[kind]}"
+    checks.append(harness.Check(name, slope, *ranges.get(kind, ())))
+  for kind in KINDS:
+    times, repeats = _mean(everywhere[kind]), config.repeats_all
+    name = f"exponent in copies of all facets, {_LABELS[kind]}"
+    slope = _slope(repeats, times, repeats)
+    checks.append(harness.Check(name, slope, *accepted.all_slope[kind]))
+  checks += [
+    harness.Check(
+      f"steps for a draw, {k} copies of a facet, {_LABELS[kind]}", steps
+    )
+    for kind in KINDS
+    for k, steps in zip(config.repeats, _worst(facets[kind]), strict=True)
+  ]
+  return checks
+
+
+def _cone_checks(
+  config: Config, cone: dict[int, dict[str, Any]]
+) -> list[harness.Check]:
+  n, accepted = max(cone), config.accepted
+  body = f"positive {n} x {n} matrices"
+  return [
+    harness.Check(
+      f"acceptance, {body}, alpha = 1 / (4 d)",
+      cone[n]["by_d"],
+      high=accepted.by_d,
+    ),
+    harness.Check(
+      f"acceptance, {body}, alpha = 1 / (2 n d)",
+      cone[n]["by_nd"],
+      accepted.by_nd,
+    ),
+    harness.Check(
+      "mean trace, largest distance in standard errors",
+      max(point["excess"] for point in cone.values()),
+      high=accepted.standard_errors,
+    ),
+  ]
+
+
+def _sketch_checks(
+  config: Config, sketches: dict[str, dict[str, Any]]
+) -> list[harness.Check]:
+  checks, accepted = [], config.accepted
+  for which, found in sketches.items():
+    fresh, common = found["rates"].T
+    most = max(config.sketch_rows[which])
+    checks += [
+      harness.Check(
+        f"acceptance, {which}, common coins less fresh ones, at least",
+        (common - fresh).min(),
+        accepted.common_gain,
+      ),
+      harness.Check(
+        f"acceptance, {which}, exact less {most} rows with common coins",
+        found["exact"] - common[-1],
+        high=accepted.sketch_loss,
+      ),
+      harness.Check(
+        f"mean of |x|^2, {which}, sketched less exact, in standard errors",
+        found["excess"],
+        high=accepted.standard_errors,
+      ),
+      harness.Check(f"acceptance, {which}, exact", found["exact"]),
+    ]
+  return checks
+
+
+def _threshold_checks(
+  config: Config, soft: dict[str, np.ndarray]
+) -> list[harness.Check]:
+  kept, adapted = (
+    dict(zip(_THRESHOLDS, row, strict=True)) for row in soft["per_thousand"]
+  )
+  accepted = config.accepted
+  return [
+    harness.Check(
+      "draws a step, threshold by smoothness over none",
+      kept["smoothness"] / kept["none"],
+      accepted.soft_gain,
+    ),
+    harness.Check(
+      "draws a step, threshold by smoothness over that by Lipschitz constant",
+      kept["smoothness"] / kept["lipschitz"],
+      accepted.smoothness_gain,
+    ),
+    harness.Check(
+      "the first with step sizes adapted",
+      adapted["smoothness"] / adapted["none"],
+    ),
+    harness.Check(
+      "the second with step sizes adapted",
+      adapted["smoothness"] / adapted["lipschitz"],
+    ),
+  ]
+
+
+def _body_checks(
+  config: Config,
+  thin: dict[float, dict[str, float]],
+  networks: dict[str, Any],
+  birkhoff: dict[int, dict[str, float]],
+) -> list[harness.Check]:
+  accepted, least, most = config.accepted, min(thin), max(thin)
+  ratio = {name: thin[most][name] / thin[least][name] for name in thin[least]}
+  checks = [
+    harness.Check(
+      f"draws a step, {most:g} times as long over {least:g}, Dikin",
+      ratio["Dikin"],
+      *accepted.aspect,
+    ),
+    harness.Check("the same, hit and run", ratio["hit and run"]),
+  ]
+  for name, found in networks.items():
+    ranges = {
+      "Dikin": (-np.inf, accepted.mixed),
+      "hit and run": (accepted.not_mixed, np.inf),
+    }
+    checks += [
+      harness.Check(
+        f"R-hat, {name}, {walk}", point["r_hat"][-1], *ranges.get(walk, ())
+      )
+      for walk, point in found.items()
+    ]
+    checks += [
+      harness.Check(
+        f"draws in 1000 steps, {name}, {walk}", point["per_thousand"]
+      )
+      for walk, point in found.items()
+    ]
+  for m, point in birkhoff.items():
+    body = f"doubly stochastic {m} x {m}"
+    high = accepted.standard_errors
+    checks += [
+      harness.Check(f"R-hat, {body}", point["r_hat"], high=accepted.mixed),
+      harness.Check(
+        f"means, {body}, in standard errors", point["excess"], high=high
+      ),
+    ]
+  return checks
+
+
+def _speed_checks(
+  networks: dict[str, Any], birkhoff: dict[int, dict[str, float]]
+) -> list[harness.Check]:
+  speed = {
+    f"{name}, {walk}": point["per_second"]
+    for name, found in networks.items()
+    for walk, point in found.items()
+  }
+  speed |= {
+    f"doubly stochastic {m} x {m}, Dikin": point["per_second"]
+    for m, point in birkhoff.items()
+  }
+  return [
+    harness.Check(f"draws a second, {name}", value)
+    for name, value in speed.items()
+  ]
+
+
+# --- figure ---
+
+
+def _figure_data(
+  config: Config,
+  facets: dict[str, Any],
+  everywhere: dict[str, Any],
+  cone: dict[int, Any],
+  sketches: dict[str, Any],
+  soft: dict[str, Any],
+  thin: dict[float, Any],
+  networks: dict[str, Any],
+) -> dict[str, Any]:
+  data = {f"steps, {kind}": _worst(facets[kind]) for kind in KINDS}
+  data |= {f"steps, all, {kind}": _mean(everywhere[kind]) for kind in KINDS}
+  data |= {
+    f"cone, {key}": [point[key] for point in cone.values()]
+    for key in ("by_d", "by_nd")
+  }
+  for which, found in sketches.items():
+    data |= {
+      f"{which}, exact": found["exact"],
+      f"{which}, sketched": found["rates"],
+      f"{which}, rows": config.sketch_rows[which],
+    }
+  data |= {f"threshold, {key}": value for key, value in soft.items()}
+  data |= {
+    f"aspect, {name}": [point[name] for point in thin.values()]
+    for name in ("Dikin", "hit and run")
+  }
+  data |= {
+    f"r_hat, {name}, {walk}": point["r_hat"]
+    for name, found in networks.items()
+    for walk, point in found.items()
+  }
+  keys = ("repeats", "repeats_all", "cone_sizes", "aspects", "network_shares")
+  return data | {key: config[key] for key in keys}
+
+
+def _draw(
+  config: Config,
+  facets: dict[str, Any],
+  everywhere: dict[str, Any],
+  cone: dict[int, Any],
+  sketches: dict[str, Any],
+  soft: dict[str, Any],
+  thin: dict[float, Any],
+  networks: dict[str, Any],
+) -> Figure:
+  harness.use_style()
+  figure, axes = plt.subplots(3, 3, figsize=(18, 15))
+  _draw_ellipses(axes[0, 0], config)
+  _draw_facets(axes[0, 1], config, facets)
+  _draw_everywhere(axes[0, 2], config, everywhere)
+  _draw_cone(axes[1, 0], cone)
+  for ax, which in zip(axes[1, 1:], ("polytope", "spectrahedron"), strict=True):
+    _draw_sketch(ax, config, which, sketches[which])
+  _draw_threshold(axes[2, 0], config, soft)
+  _draw_aspect(axes[2, 1], config, thin)
+  _draw_networks(axes[2, 2], config, networks)
+  return figure
+
+
+def _draw_ellipses(ax: Axes, config: Config) -> None:
+  """Where a metric is at most 1: in a hexagon with one side written often."""
+  angles = np.pi / 6 + np.pi / 3 * np.arange(6)
+  sides = np.column_stack([np.cos(angles), np.sin(angles)])
+  corners = np.column_stack([np.cos(angles - np.pi / 6)] * 2)
+  corners[:, 1] = np.sin(angles - np.pi / 6)
+  ax.fill(*(corners * 2 / 3**0.5).T, fill=False, edgecolor=harness.PALETTE[5])
+  times = config.shown_repeats
+  a = jnp.asarray(np.repeat(sides, [1, times, 1, 1, 1, 1], axis=0))
+  turn = np.linspace(0, 2 * np.pi, 100)
+  circle = np.column_stack([np.cos(turn), np.sin(turn)])
+  points = [(0.0, y) for y in (-0.75, 0.0, 0.75)] + [(0.55, 0.2), (-0.55, 0.2)]
+  ways = (
+    ("log", jnp.asarray(sides), "log, once", "-"),
+    ("log", a, f"log, {times} times", "--"),
+    ("lee_sidford", a, f"Lee-Sidford, {times} times", "-"),
+  )
+  for (kind, rows, label, style), color in zip(ways, harness.PALETTE):
+    body = Polytope(rows, jnp.ones(len(rows)))
+    for i, point in enumerate(points):
+      hessian = np.asarray(barrier_hessian(body, jnp.array(point), kind=kind))
+      edge = circle @ np.linalg.inv(np.linalg.cholesky(hessian))
+      ax.plot(
+        *(edge + point).T,
+        style,
+        color=color,
+        label=None if i else label,
+      )
+  ax.set(
+    title="Dikin ellipsoids, the side on top written often",
+    aspect="equal",
+    ylim=(-1.2, 1.75),
+    xticks=[],
+    yticks=[],
+  )
+  ax.grid(visible=False)
+  ax.legend(loc="upper left", ncols=1)
+
+
+def _draw_facets(ax: Axes, config: Config, facets: dict[str, Any]) -> None:
+  lengths = 2 * config.dim + 2 * (np.array(config.repeats) - 1)
+  for kind in KINDS:
+    times = _worst(facets[kind])
+    slope = _slope(config.repeats, times, config.slope_over)
+    label = f"{_LABELS[kind]}: slope in copies {slope:.2f}"
+    ax.loglog(lengths, times, "o-", label=label)
+  ax.set(
+    title=f"One pair of facets repeated (cube, d = {config.dim})",
+    xlabel="n, number of constraints",
+    ylabel="steps for a draw, best step size",
+  )
+  ax.legend()
+
+
+def _draw_everywhere(
+  ax: Axes, config: Config, everywhere: dict[str, Any]
+) -> None:
+  repeats = config.repeats_all
+  for kind in KINDS:
+    times = _mean(everywhere[kind])
+    label = f"{_LABELS[kind]}: slope {_slope(repeats, times, repeats):.2f}"
+    ax.loglog(2 * config.dim * np.array(repeats), times, "o-", label=label)
+  ax.set(
+    title=f"All facets repeated (cube, d = {config.dim})",
+    xlabel="n, number of constraints",
+    ylabel="steps for a draw, step size 1",
+  )
+  ax.legend()
+
+
+def _draw_cone(ax: Axes, cone: dict[int, Any]) -> None:
+  for key, label in (
+    ("by_d", r"$\alpha = 1 / (4 d)$"),
+    ("by_nd", r"$\alpha = 1 / (2 n d)$"),
+  ):
+    ax.plot(list(cone), [p[key] for p in cone.values()], "o-", label=label)
+  ax.set(
+    title="Positive matrices of trace at most 1",
+    xlabel="n, rows of a matrix; d = n (n + 1) / 2",
+    ylabel="acceptance rate",
+    ylim=(0, 1),
+  )
+  ax.legend()
+
+
+def _draw_sketch(
+  ax: Axes, config: Config, which: str, found: dict[str, Any]
+) -> None:
+  n, d = config.sketch_sizes[which]
+  for coins, rates, style in zip(
+    _COINS, found["rates"].T, ("o-", "s-"), strict=True
+  ):
+    label = f"{coins} coins"
+    ax.semilogx(config.sketch_rows[which], rates, style, label=label)
+  ax.axhline(found["exact"], color=harness.PALETTE[2], ls="--", label="exact")
+  ax.set(
+    title=f"Sketched Hessian, {which} (n = {n}, d = {d})",
+    xlabel="rows of the sketch",
+    ylabel="acceptance rate",
+    ylim=(0, 1),
+  )
+  ax.legend(loc="lower right")
+
+
+def _draw_threshold(ax: Axes, config: Config, soft: dict[str, Any]) -> None:
+  place = np.arange(len(_THRESHOLDS))
+  for row, label, shift in zip(
+    soft["per_thousand"], ("step size 1", "adapted"), (-0.2, 0.2), strict=True
+  ):
+    bars = ax.bar(place + shift, row, 0.38, label=label)
+    ax.bar_label(bars, fmt="%.3g", padding=2)
+  ax.set_yscale("log")
+  ax.set_xticks(place, [r"$0$", r"$d \beta$", r"$d L^2$"])
+  ax.set(
+    title=f"Normal with sd {config.sigma:g} in a cube, d = {config.soft_dim}",
+    xlabel=r"soft threshold $\eta^{-1}$",
+    ylabel="draws in 1000 steps",
+  )
+  ax.legend()
+
+
+def _draw_aspect(ax: Axes, config: Config, thin: dict[float, Any]) -> None:
+  for name, style in (("Dikin", "o-"), ("hit and run", "s-")):
+    ax.loglog(list(thin), [p[name] for p in thin.values()], style, label=name)
+  ax.set(
+    title=f"Rotated boxes, d = {config.aspect_dim}",
+    xlabel="longest edge over shortest",
+    ylabel="draws in 1000 steps",
+  )
+  ax.legend()
+
+
+def _draw_networks(ax: Axes, config: Config, networks: dict[str, Any]) -> None:
+  steps = np.array(config.network_shares) * config.network_steps
+  for name, style in zip(networks, ("o-", "s--")):
+    for walk, color in zip(_WALKS, harness.PALETTE):
+      r_hat = networks[name][walk]["r_hat"]
+      label = f"{walk}, {name}"
+      ax.loglog(steps, r_hat - 1, style, color=color, label=label)
+  ax.set(
+    title="Fluxes of metabolic networks, from one point",
+    xlabel="steps of a chain",
+    ylabel="R-hat less 1, worst coordinate",
+  )
+  ax.legend()
+
+
+if __name__ == "__main__":
+  harness.main(run, "dikin-walk")
