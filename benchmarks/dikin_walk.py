@@ -128,7 +128,7 @@ def draws(n: int, d: int) -> list[_race.Row]:
     for radius in _OUR_RADII
   }
   hopsys = {
-    radius: functools.partial(_hopsy_dikin, a, b, radius, num_peers)
+    radius: functools.partial(_hopsy_dikin, a, b, radius, 4 * num_peers)
     for radius in _HOPSY_RADII
   }
   best, best_hopsy = _best(ours), _best(hopsys)
@@ -206,7 +206,7 @@ def aspects(d: int) -> list[_race.Row]:
       ),
     }
     for name, walk in walks.items():
-      x = np.asarray(walk()) @ np.asarray(to_cube).T
+      x = jnp.asarray(np.asarray(walk()) @ np.asarray(to_cube).T)
       sizes[name].append(float(effective_sample_size(x).min()))
   return [
     _race.figure(

@@ -36,9 +36,9 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.slope_over = (8, 64)
   config.step_sizes = (0.9, 1.6, 2.4, 3.6)
   config.facet_steps = ml_collections.ConfigDict()
-  config.facet_steps.log = (10_000, 20_000, 40_000, 60_000)
-  config.facet_steps.vaidya = (10_000, 10_000, 20_000, 20_000)
-  config.facet_steps.lee_sidford = (10_000, 20_000, 20_000, 4000)
+  config.facet_steps.log = (8000, 16_000, 30_000, 40_000)
+  config.facet_steps.vaidya = (8000, 8000, 16_000, 10_000)
+  config.facet_steps.lee_sidford = (8000, 16_000, 20_000, 3000)
   # Copies of all facets, with a step size of 1.
   config.repeats_all = (4, 16, 64)
   config.all_steps = ml_collections.ConfigDict()
@@ -66,8 +66,8 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.soft_steps, config.soft_warmup = 10_000, 1000
 
   # Rotated boxes, by the longest edge over the shortest.
-  config.aspects = (1.0, 10.0, 100.0, 1000.0)
-  config.aspect_dim, config.aspect_steps = 10, 10_000
+  config.aspects = (1.0, 10.0, 100.0)
+  config.aspect_dim, config.aspect_steps = 10, 30_000
 
   # Models that ship with cobra; R-hat by the share of steps taken.
   config.networks = ("textbook",)
@@ -76,7 +76,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.network_shares = (0.0625, 0.125, 0.25, 0.5, 1.0)
 
   # Doubly stochastic m x m matrices.
-  config.birkhoff_sizes = (3, 5, 8)
+  config.birkhoff_sizes = (3, 5)
   config.birkhoff_steps, config.birkhoff_warmup = 5000, 500
 
   config.accepted = ml_collections.ConfigDict()

@@ -180,7 +180,7 @@ def facets_point(config: Config, kind: str, i: int) -> dict[str, Any]:
     body = _convex_bodies.repeated_box(d, config.repeats[i], everywhere=False)
     walk = sized(dikin_walk(None, body, kind=kind))
 
-    def draw(seed: int, sizes: np.ndarray, num_steps: int) -> tuple[Any, Any]:
+    def draw(seed: int, sizes: np.ndarray) -> tuple[Any, Any]:
       starts = _convex_bodies.box_draws(seed, num, d)
       starts = jnp.column_stack([starts, jnp.asarray(sizes)])
       key = jax.random.key(seed)
@@ -188,14 +188,14 @@ def facets_point(config: Config, kind: str, i: int) -> dict[str, Any]:
       return draws[..., :d], infos.acceptance_rate.mean(1)
 
     each = num // len(sizes)
-    pilot, _ = draw(config.seed, np.repeat(sizes, each), num_steps // 2)
+    pilot, _ = draw(config.seed, np.repeat(sizes, each))
     times = [
       autocorrelation_time(draws, thin).max()
       for draws in jnp.split(pilot, len(sizes))
     ]
     best = sizes[int(np.argmin(times))]
     # Other coins than those that chose it.
-    draws, rates = draw(config.seed + 1, np.full(num, best), num_steps)
+    draws, rates = draw(config.seed + 1, np.full(num, best))
     return {
       "times": autocorrelation_time(draws, thin),
       "step_size": best,
@@ -273,24 +273,23 @@ def sketch_body(config: Config, which: str) -> Polytope | Spectrahedron:
 def sketch_point(config: Config, which: str) -> dict[str, Any]:
   """Acceptance by rows and coins, and how far E |x|^2 is from the exact walk's.
 
-  All start from the ends of the exact walk's chains, in the same order.
+  All start from the same points, where hit and run ended.
   """
   with jax.enable_x64(True):
     body = sketch_body(config, which)
     kind = LeverageSample if which == "polytope" else TensorSRHT
     d = config.sketch_sizes[which][1]
-    key, num_steps = jax.random.key(config.seed), config.sketch_steps
-    exact, starts = dikin_walk(None, body), jnp.zeros((config.chains, d))
-    burn_in = config.sketch_burn_in
-    draws, _, _ = sample_chains(key, exact, starts, burn_in, thin=burn_in)
-    starts = draws[:, -1]
+    key, num = jax.random.key(config.seed), config.sketch_burn_in
+    # It mixes sooner in bodies as round as these.
+    quick, center = hit_and_run(None, body), jnp.zeros((config.chains, d))
+    starts = sample_chains(key, quick, center, num, thin=num)[0][:, -1]
 
     def measure(seed: int, walk: SamplingAlgorithm) -> tuple[float, jax.Array]:
       key = jax.random.key(seed)
-      draws, infos, _ = sample_chains(key, walk, starts, num_steps)
+      draws, infos, _ = sample_chains(key, walk, starts, config.sketch_steps)
       return float(infos.acceptance_rate.mean()), (draws**2).sum(-1)
 
-    rate, squares = measure(config.seed + 1, exact)
+    rate, squares = measure(config.seed + 1, dikin_walk(None, body))
     rates, excess = [], []
     for i, (num, coins) in enumerate(_settings(config, which)):
       walk = dikin_walk(None, body, sketch=kind(num), coins=coins)
@@ -403,12 +402,13 @@ def network_point(
     warm = jax.block_until_ready(run(config.seed + 1, cold[:, -1]))
     seconds = time.perf_counter() - begin
     # Of the coordinates that all walks share.
-    cold, warm = (x @ matrix.T + offset for x in (cold, warm))
-    size = float(effective_sample_size(warm).min())
-    num = cold.shape[1]
+    cold, warm = (np.asarray(x) @ matrix.T + offset for x in (cold, warm))
+    size = float(effective_sample_size(jnp.asarray(warm)).min())
     r_hat = [
-      float(potential_scale_reduction(cold[:, : int(share * num)]).max())
-      for share in config.network_shares
+      float(potential_scale_reduction(jnp.asarray(part)).max())
+      for part in (
+        cold[:, : int(share * cold.shape[1])] for share in config.network_shares
+      )
     ]
   thousands = config.network_chains * config.network_steps / 1000
   return {
@@ -459,7 +459,7 @@ def birkhoff_point(config: Config, m: int) -> dict[str, float]:
     begin = time.perf_counter()
     draws = jax.block_until_ready(draw(config.seed + 1, cold[:, -1]))
     seconds = time.perf_counter() - begin
-    entries = draws @ affine.matrix.T + affine.offset
+    entries = jnp.asarray(np.asarray(draws) @ affine.matrix.T + affine.offset)
     return {
       "r_hat": float(potential_scale_reduction(entries).max()),
       "excess": _z_score(entries, 1 / m),
