@@ -1,7 +1,6 @@
-"""Reweighted prompts: linear attention in closed form, a network, refusals."""
+"""Reweighted prompts: linear attention in closed form, and a network."""
 
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -10,86 +9,44 @@ import optax
 import pytest
 
 from jaxattn.looped.icl import sample_icl_task
-from jaxattn.models.icl import ICLRegressor
 from jaxattn.regression import reweighted_icl
 from jaxattn.regression.reweighted_icl import Prompt
-
-_MODES = ("embedding", "logit", "value")
-_MODEL = ICLRegressor(width=16)
-
-
-def _linear(params, prompt, query, w, mode):
-  """Linear attention, F = (1 / m) sum_i w_i y_i <x_i, M x>: linear in w."""
-  del mode
-  m, d = prompt.x.shape
-  shrink = params / (1 + (d + 1) / m)
-  return query @ (prompt.x.T @ (w * prompt.y)) * shrink / m
-
-
-def _kernel(params, prompt, query, w, mode):
-  """One layer of softmax attention; a weight is a multiplicity."""
-  del mode
-  logits = params * (query @ prompt.x.T) + jnp.log(w)[None]
-  return jax.nn.softmax(logits, axis=-1) @ prompt.y
-
-
-def _column(*args):
-  return _linear(*args)[:, None]
-
-
-def _task(seed=0, m=16, num_val=16, d=3, dtype=float):
-  rng = np.random.default_rng(seed)
-  theta = rng.normal(size=d)
-  x = rng.normal(size=(m + num_val, d))
-  y = x @ theta
-  y[: m // 3] = rng.normal(size=m // 3)
-  x, y = jnp.asarray(x, dtype), jnp.asarray(y, dtype)
-  return Prompt(x[:m], y[:m]), Prompt(x[m:], y[m:])
-
-
-@functools.cache
-def _network(dtype=jnp.float64):
-  prompt, val = _task()
-  params = _MODEL.init(jax.random.key(0), prompt, val.x)
-  return jax.tree.map(lambda x: x.astype(dtype), params)
-
-
-def _jacobian(apply_fn, params, prompt, val, mode="embedding"):
-  def predict(w):
-    return apply_fn(params, prompt, val.x, w, mode)
-
-  return jax.jacrev(predict)(jnp.ones_like(prompt.y))
-
+from tests.regression import _prompts
 
 # --- what weights are ---
 
 
-@pytest.mark.parametrize("mode", _MODES)
+@pytest.mark.parametrize("mode", _prompts.MODES)
 def test_weights_of_one_change_no_bit(mode):
-  prompt, val = _task(dtype=np.float32)
-  params = _network(jnp.float32)
-  plain = _MODEL.apply(params, prompt, val.x)
+  prompt, val = _prompts.task(dtype=np.float32)
+  params = _prompts.network(jnp.float32)
+  plain = _prompts.MODEL.apply(params, prompt, val.x)
   weighted = reweighted_icl.weighted_predict(
-    _MODEL.apply, params, prompt, val.x, jnp.ones_like(prompt.y), mode=mode
+    _prompts.MODEL.apply,
+    params,
+    prompt,
+    val.x,
+    jnp.ones_like(prompt.y),
+    mode=mode,
   )
   np.testing.assert_array_equal(weighted, plain)
   # And others do change it.
   other = jnp.full_like(prompt.y, 0.9).at[3].set(1.5)
   weighted = reweighted_icl.weighted_predict(
-    _MODEL.apply, params, prompt, val.x, other, mode=mode
+    _prompts.MODEL.apply, params, prompt, val.x, other, mode=mode
   )
   assert abs(weighted - plain).max() > 1e-3
 
 
 def test_logit_weights_are_multiplicities():
-  prompt, val = _task(dtype=np.float32)
-  params = _network(jnp.float32)
+  prompt, val = _prompts.task(dtype=np.float32)
+  params = _prompts.network(jnp.float32)
 
   def predict(rows, w):
     some = Prompt(prompt.x[rows], prompt.y[rows])
     w = jnp.asarray(w, jnp.float32)
     return reweighted_icl.weighted_predict(
-      _MODEL.apply, params, some, val.x, w, mode="logit"
+      _prompts.MODEL.apply, params, some, val.x, w, mode="logit"
     )
 
   rows, ones = np.arange(16), np.ones(16)
@@ -105,14 +62,14 @@ def test_logit_weights_are_multiplicities():
   assert abs(without - predict(rows, ones)).max() > 1e-3
 
 
-@pytest.mark.parametrize("mode", _MODES)
+@pytest.mark.parametrize("mode", _prompts.MODES)
 def test_gradient_of_the_objective(mode):
-  prompt, val = _task(num_val=5)
+  prompt, val = _prompts.task(num_val=5)
   loss = jax.jit(
     functools.partial(
       reweighted_icl.validation_loss,
-      apply_fn=_MODEL.apply,
-      params=_network(),
+      apply_fn=_prompts.MODEL.apply,
+      params=_prompts.network(),
       prompt=prompt,
       val=val,
       mode=mode,
@@ -127,7 +84,7 @@ def test_gradient_of_the_objective(mode):
 
 
 def test_a_norm_before_the_attention_undoes_embedding_weights():
-  prompt, val = _task()
+  prompt, val = _prompts.task()
   rng = np.random.default_rng(0)
   maps = jnp.asarray(rng.normal(size=(4, 5, 5)) / 2)
 
@@ -152,7 +109,9 @@ def test_a_norm_before_the_attention_undoes_embedding_weights():
     return (jax.nn.softmax(logits, axis=1) @ (keys @ maps[2])).sum(1)
 
   size = {
-    (normed, mode): abs(_jacobian(model, normed, prompt, val, mode)).max()
+    (normed, mode): abs(
+      _prompts.jacobian(model, normed, prompt, val, mode)
+    ).max()
     for normed in (False, True)
     for mode in ("embedding", "logit")
   }
@@ -165,9 +124,9 @@ def test_a_norm_before_the_attention_undoes_embedding_weights():
 
 @pytest.mark.parametrize("num_val", [6, 16])
 def test_of_linear_attention_both_are_ridge_regression(num_val):
-  prompt, val = _task(num_val=num_val)
-  args = _linear, 8.0, prompt, val
-  jacobian = _jacobian(*args)
+  prompt, val = _prompts.task(num_val=num_val)
+  args = _prompts.linear, 8.0, prompt, val
+  jacobian = _prompts.jacobian(*args)
   residual = jacobian @ jnp.ones(16) - val.y
   ridge = 1.0
   gram = jacobian.T @ jacobian + ridge * jnp.eye(16)
@@ -185,21 +144,21 @@ def test_of_linear_attention_both_are_ridge_regression(num_val):
 
 
 def test_without_a_ridge():
-  prompt, val = _task(m=3, num_val=16)
-  args = _linear, 8.0, prompt, val
+  prompt, val = _prompts.task(m=3, num_val=16)
+  args = _prompts.linear, 8.0, prompt, val
   got = reweighted_icl.laricl(*args, ridge=0.0)
-  jacobian = _jacobian(*args)
+  jacobian = _prompts.jacobian(*args)
   want = np.linalg.lstsq(jacobian, val.y, rcond=None)[0]
   np.testing.assert_allclose(got.w, want, rtol=0, atol=1e-11)
 
 
 def test_weights_tend_to_one_like_one_over_the_ridge():
-  prompt, val = _task(num_val=6)
+  prompt, val = _prompts.task(num_val=6)
   moved = [
     ridge
     * (
       reweighted_icl.laricl(
-        _MODEL.apply, _network(), prompt, val, ridge=ridge
+        _prompts.MODEL.apply, _prompts.network(), prompt, val, ridge=ridge
       ).w
       - 1
     )
@@ -210,10 +169,10 @@ def test_weights_tend_to_one_like_one_over_the_ridge():
   assert size > 0.1
 
 
-@pytest.mark.parametrize("mode", _MODES)
+@pytest.mark.parametrize("mode", _prompts.MODES)
 def test_gradient_descent_falls_at_each_step(mode):
-  prompt, val = _task(num_val=6)
-  args = _MODEL.apply, _network(), prompt, val
+  prompt, val = _prompts.task(num_val=6)
+  args = _prompts.MODEL.apply, _prompts.network(), prompt, val
   # The same number on |z|^2 in all modes.
   options = {"ridge": 10.0 if mode == "logit" else 1.0, "mode": mode}
 
@@ -242,24 +201,24 @@ def test_gradient_descent_falls_at_each_step(mode):
 
 @pytest.mark.parametrize("num_steps", [1, 8, 64])
 def test_rate_of_gradient_descent(num_steps):
-  prompt, val = _task(num_val=6)
-  args = _linear, 8.0, prompt, val
+  prompt, val = _prompts.task(num_val=6)
+  args = _prompts.linear, 8.0, prompt, val
   least = reweighted_icl.laricl(*args).losses[-1]
   found = reweighted_icl.ricl(
     *args, optimizer="gradient_descent", num_steps=num_steps
   )
   grad = jax.grad(reweighted_icl.validation_loss)(found.w, *args)
-  jacobian = _jacobian(*args)
+  jacobian = _prompts.jacobian(*args)
   largest = jnp.linalg.eigvalsh(jacobian @ jacobian.T)[-1] + 0.1
   bound = 2 * largest / 6 * (found.losses[0] - least) / num_steps
   # Of a quadratic the last gradient is the smallest.
   assert grad @ grad <= bound
 
 
-@pytest.mark.parametrize("mode", _MODES)
+@pytest.mark.parametrize("mode", _prompts.MODES)
 def test_rounds_of_laricl_lead_to_ricl(mode):
-  prompt, val = _task(num_val=6)
-  args = _MODEL.apply, _network(), prompt, val
+  prompt, val = _prompts.task(num_val=6)
+  args = _prompts.MODEL.apply, _prompts.network(), prompt, val
   # So large that of all minima there is one; in logit mode it counts a tenth.
   options = {"ridge": 30.0 if mode == "logit" else 3.0, "mode": mode}
   found = reweighted_icl.ricl(
@@ -300,23 +259,29 @@ def test_a_full_step_can_be_bad_and_the_search_is_not():
   ],
 )
 def test_the_objective_is_what_is_written_down(mode, z, share):
-  prompt, val = _task(num_val=6)
+  prompt, val = _prompts.task(num_val=6)
   w = jnp.asarray(np.random.default_rng(3).uniform(0.5, 1.5, 16))
   got = reweighted_icl.validation_loss(
-    w, _kernel, 2.0, prompt, val, ridge=0.7, mode=mode
+    w, _prompts.kernel, 2.0, prompt, val, ridge=0.7, mode=mode
   )
-  error = ((_kernel(2.0, prompt, val.x, w, mode) - val.y) ** 2).sum()
+  error = ((_prompts.kernel(2.0, prompt, val.x, w, mode) - val.y) ** 2).sum()
   want = (error + share * 0.7 * (z(w) ** 2).sum()) / 12
   np.testing.assert_allclose(got, want, rtol=1e-13)
 
 
 def test_laricl_has_the_ridge_of_the_objective_in_logit_mode():
-  prompt, val = _task(num_val=6)
+  prompt, val = _prompts.task(num_val=6)
   got = reweighted_icl.laricl(
-    _kernel, 2.0, prompt, val, ridge=2.0, mode="logit", line_search=False
+    _prompts.kernel,
+    2.0,
+    prompt,
+    val,
+    ridge=2.0,
+    mode="logit",
+    line_search=False,
   )
-  jacobian = _jacobian(_kernel, 2.0, prompt, val, "logit")
-  residual = _kernel(2.0, prompt, val.x, jnp.ones(16), "logit") - val.y
+  jacobian = _prompts.jacobian(_prompts.kernel, 2.0, prompt, val, "logit")
+  residual = _prompts.kernel(2.0, prompt, val.x, jnp.ones(16), "logit") - val.y
   gram = jacobian.T @ jacobian + 0.2 * jnp.eye(16)
   want = jnp.exp(-jnp.linalg.solve(gram, jacobian.T @ residual))
   np.testing.assert_allclose(got.w, want, rtol=0, atol=1e-10)
@@ -331,7 +296,7 @@ def test_a_clean_prompt_is_not_hurt(num_val):
       rng, num_examples=16 + num_val, dim=3, num_queries=32
     )
     prompt = Prompt(task.x[:16], task.y[:16])
-    args = _linear, 1.0, prompt, Prompt(task.x[16:], task.y[16:])
+    args = _prompts.linear, 1.0, prompt, Prompt(task.x[16:], task.y[16:])
     found = (
       jnp.ones_like(prompt.y),
       reweighted_icl.ricl(*args).w,
@@ -339,7 +304,8 @@ def test_a_clean_prompt_is_not_hurt(num_val):
     )
     return [
       jnp.square(
-        _linear(1.0, prompt, task.queries, w, "embedding") - task.targets
+        _prompts.linear(1.0, prompt, task.queries, w, "embedding")
+        - task.targets
       ).mean()
       for w in found
     ]
@@ -354,17 +320,17 @@ def test_a_clean_prompt_is_not_hurt(num_val):
 
 @pytest.mark.parametrize("line_search", [True, False])
 def test_of_a_singular_system_no_step_is_taken(line_search):
-  prompt, val = _task(m=3, num_val=6)
+  prompt, val = _prompts.task(m=3, num_val=6)
   prompt = Prompt(prompt.x, prompt.y.at[1].set(0.0))
   got = reweighted_icl.laricl(
-    _linear, 8.0, prompt, val, ridge=0.0, line_search=line_search
+    _prompts.linear, 8.0, prompt, val, ridge=0.0, line_search=line_search
   )
   np.testing.assert_array_equal(got.w, 1)
   assert got.losses[0] == got.losses[1]
 
 
 def test_a_model_that_does_not_see_the_weights_leaves_them():
-  prompt, val = _task(m=3, num_val=6)
+  prompt, val = _prompts.task(m=3, num_val=6)
 
   def blind(params, prompt, query, w, mode):
     del params, prompt, w, mode
@@ -383,14 +349,16 @@ def test_a_model_that_does_not_see_the_weights_leaves_them():
 
 
 def test_sixteen_bits_are_learned_from_in_thirty_two():
-  prompt, val = jax.tree.map(lambda x: x.astype(jnp.bfloat16), _task(num_val=6))
+  prompt, val = jax.tree.map(
+    lambda x: x.astype(jnp.bfloat16), _prompts.task(num_val=6)
+  )
   wide = jax.tree.map(lambda x: x.astype(jnp.float32), (prompt, val))
 
   def exact(params, prompt, query, w, mode):
     # So that all that differs is what is done with the answers.
     prompt = jax.tree.map(lambda x: x.astype(jnp.float32), prompt)
     rest = query.astype(jnp.float32), w.astype(jnp.float32), mode
-    return _linear(params, prompt, *rest)
+    return _prompts.linear(params, prompt, *rest)
 
   for learn in (reweighted_icl.ricl, reweighted_icl.laricl):
     got, want = learn(exact, 8.0, prompt, val), learn(exact, 8.0, *wide)
@@ -404,12 +372,12 @@ def test_sixteen_bits_are_learned_from_in_thirty_two():
 
 
 def test_nothing_is_compiled_again():
-  prompt, val = _task(num_val=6)
+  prompt, val = _prompts.task(num_val=6)
   calls = []
 
   def counted(*args):
     calls.append(None)
-    return _linear(*args)
+    return _prompts.linear(*args)
 
   optimizer = optax.adam(0.01)
   for ridge in (0.1, 0.2):
@@ -425,11 +393,11 @@ def test_nothing_is_compiled_again():
 # --- symmetries ---
 
 
-@pytest.mark.parametrize("mode", _MODES)
+@pytest.mark.parametrize("mode", _prompts.MODES)
 def test_permuting_the_prompt_permutes_the_weights(mode):
-  prompt, val = _task(num_val=6)
+  prompt, val = _prompts.task(num_val=6)
   order = np.random.default_rng(2).permutation(16)
-  args = _MODEL.apply, _network()
+  args = _prompts.MODEL.apply, _prompts.network()
 
   @jax.jit
   def both(prompt):
@@ -449,11 +417,11 @@ def test_permuting_the_prompt_permutes_the_weights(mode):
 
 
 def test_many_prompts_at_once():
-  tasks = [_task(seed, num_val=6) for seed in range(3)]
+  tasks = [_prompts.task(seed, num_val=6) for seed in range(3)]
   stacked = jax.tree.map(lambda *x: jnp.stack(x), *tasks)
 
   def both(prompt, val):
-    args = _MODEL.apply, _network(), prompt, val
+    args = _prompts.MODEL.apply, _prompts.network(), prompt, val
     return (
       reweighted_icl.ricl(*args, num_steps=20).w,
       reweighted_icl.laricl(*args).w,
@@ -468,210 +436,3 @@ def test_many_prompts_at_once():
 def test_rank_examples():
   w = jnp.array([1.0, -0.5, 1.0, 0.2])
   np.testing.assert_array_equal(reweighted_icl.rank_examples(w), [1, 3, 0, 2])
-
-
-# --- baselines ---
-
-
-def _fit(result, val, mode="logit"):
-  out = reweighted_icl.weighted_predict(
-    _kernel, result.params, result.prompt, val.x, result.w, mode=mode
-  )
-  return float(((out - val.y) ** 2).mean())
-
-
-def test_baselines():
-  prompt, val = _task(num_val=6)
-  wrong = Prompt(prompt.x, prompt.y.at[2].add(30.0).at[7].add(30.0))
-  found = {
-    kind: reweighted_icl.icl_baseline(
-      _kernel, jnp.array(1.0), wrong, val, kind=kind
-    )
-    for kind in (
-      "vanilla",
-      "append",
-      "validation_only",
-      "fine_tune",
-      "learned_examples",
-      "influence",
-    )
-  }
-  lengths = {kind: len(f.prompt.y) for kind, f in found.items()}
-  assert lengths == {
-    "vanilla": 16,
-    "append": 22,
-    "validation_only": 6,
-    "fine_tune": 16,
-    "learned_examples": 20,
-    "influence": 16,
-  }
-  both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), wrong, val)
-  np.testing.assert_array_equal(found["append"].prompt.y, both.y)
-  np.testing.assert_array_equal(found["validation_only"].prompt.x, val.x)
-  left_out = np.flatnonzero(found["influence"].w < 1)
-  assert {2, 7} <= set(left_out)
-  assert len(left_out) <= 8
-  errors = {kind: _fit(f, val) for kind, f in found.items()}
-  # Of one parameter, the scale of the logits, there is little to be had.
-  assert errors["fine_tune"] < errors["vanilla"]
-  assert errors["learned_examples"] < 0.9 * errors["vanilla"]
-  assert errors["influence"] < 0.1 * errors["vanilla"]
-
-
-def test_learned_examples_that_start_as_one_part():
-  prompt, val = _task(num_val=1)
-  found = reweighted_icl.icl_baseline(
-    _kernel, jnp.array(1.0), prompt, val, kind="learned_examples"
-  )
-  learned = np.asarray(found.prompt.x[16:])
-  gaps = np.linalg.norm(learned[:, None] - learned[None], axis=-1)
-  assert gaps[~np.eye(4, dtype=bool)].min() > 0.01
-
-
-def test_a_prefix_is_trained_and_nothing_else():
-  prompt, val = _task(num_val=6)
-  tokens = 0.02 * jax.random.normal(jax.random.key(0), (4, 16))
-  start = {**_network(), "prefix": {"tokens": tokens}}
-  found = reweighted_icl.icl_baseline(
-    _MODEL.apply, start, prompt, val, kind="prefix"
-  )
-  for x, y in zip(
-    jax.tree.leaves(found.params["params"]),
-    jax.tree.leaves(_network()["params"]),
-    strict=True,
-  ):
-    np.testing.assert_array_equal(x, y)
-  # 150 steps of Adam, each of them no longer than its rate.
-  moved = abs(found.params["prefix"]["tokens"] - tokens)
-  assert 0.05 < moved.max() < 150 * 0.05
-  ones = jnp.ones(16)
-  before, after = (
-    reweighted_icl.validation_loss(
-      ones, _MODEL.apply, params, prompt, val, mode="logit"
-    )
-    for params in (start, found.params)
-  )
-  assert after < 0.5 * before
-  np.testing.assert_array_equal(found.w, ones)
-
-
-def test_fine_tuning_is_adam_on_all_parameters():
-  prompt, val = _task(num_val=6)
-  found = reweighted_icl.icl_baseline(
-    _linear, jnp.array(2.0), prompt, val, kind="fine_tune"
-  )
-  # Far from the minimum each step of Adam is its rate.
-  np.testing.assert_allclose(found.params, 2 + 60e-3, rtol=0, atol=2e-3)
-
-
-# --- refused ---
-
-_GOOD = _task(num_val=6)
-
-
-@pytest.mark.parametrize(
-  ("change", "message"),
-  [
-    (
-      {"mode": "x"},
-      "mode must be one of 'embedding', 'logit', 'value', got 'x'",
-    ),
-    ({"ridge": 0.0}, "ridge must be > 0 when V < m, got 0.0"),
-    ({"ridge": -1.0}, "ridge must be non-negative, got -1.0"),
-    (
-      {"prompt": Prompt(jnp.ones((0, 3)), jnp.ones(0))},
-      "prompt needs at least one example",
-    ),
-    (
-      {"val": Prompt(jnp.ones((0, 3)), jnp.ones(0))},
-      "val needs at least one example",
-    ),
-    (
-      {"prompt": Prompt(_GOOD[0].x, _GOOD[0].y.at[1].set(jnp.nan))},
-      "prompt.y must be finite",
-    ),
-    (
-      {"prompt": Prompt(_GOOD[0].x, jnp.ones(8))},
-      "prompt.y must have shape (16,) = (m,), got (8,)",
-    ),
-    (
-      {"prompt": Prompt(jnp.ones(3), jnp.ones(3))},
-      "prompt.x must have 2 dimensions, got shape (3,)",
-    ),
-    (
-      {"val": Prompt(jnp.ones((4, 2)), jnp.ones(4))},
-      "val.x must have shape (*, 3) = (V, d), got (4, 2)",
-    ),
-    (
-      {"val": Prompt(*(x.astype(jnp.float32) for x in _GOOD[1]))},
-      "one dtype, got val.x of float32 and prompt.x of float64",
-    ),
-  ],
-)
-def test_refused_by_both(change, message):
-  args = {"prompt": _GOOD[0], "val": _GOOD[1], **change}
-  for learn in (reweighted_icl.ricl, reweighted_icl.laricl):
-    with pytest.raises(ValueError, match=re.escape(message)):
-      learn(_linear, 1.0, **args)
-
-
-@pytest.mark.parametrize(
-  ("call", "message"),
-  [
-    (
-      lambda: reweighted_icl.weighted_predict(
-        _linear, 1.0, _GOOD[0], _GOOD[1].x, jnp.ones(8)
-      ),
-      "w must have shape (16,) = (m,), got (8,)",
-    ),
-    (
-      lambda: reweighted_icl.weighted_predict(
-        _linear, 1.0, _GOOD[0], _GOOD[1].x, jnp.zeros(16), mode="logit"
-      ),
-      "mode='logit' needs w > 0",
-    ),
-    (
-      lambda: reweighted_icl.weighted_predict(
-        _linear, 1.0, _GOOD[0], jnp.ones((2, 4)), jnp.ones(16)
-      ),
-      "query must have shape (*, 3) = (Q, d), got (2, 4)",
-    ),
-    (
-      lambda: reweighted_icl.laricl(_linear, 1.0, *_GOOD, num_rounds=0),
-      "num_rounds must be >= 1, got 0",
-    ),
-    (
-      lambda: reweighted_icl.ricl(_linear, 1.0, *_GOOD, num_steps=0),
-      "num_steps must be >= 1, got 0",
-    ),
-    (
-      lambda: reweighted_icl.ricl(_linear, 1.0, *_GOOD, optimizer="adam"),
-      "optimizer must be one of 'gradient_descent', got 'adam'",
-    ),
-    (
-      lambda: reweighted_icl.icl_baseline(_linear, 1.0, *_GOOD, kind="x"),
-      "kind must be one of 'vanilla', 'append', 'validation_only'",
-    ),
-    (
-      lambda: reweighted_icl.icl_baseline(_linear, 1.0, *_GOOD, kind="prefix"),
-      "kind='prefix' needs params['prefix'], got none",
-    ),
-    (
-      lambda: reweighted_icl.ricl(_column, 1.0, *_GOOD),
-      "what apply_fn returns must have shape (6,) = (Q,), got (6, 1)",
-    ),
-    (
-      lambda: reweighted_icl.weighted_predict(
-        _column, 1.0, _GOOD[0], _GOOD[1].x, jnp.ones(16)
-      ),
-      "what apply_fn returns must have shape (6,) = (Q,), got (6, 1)",
-    ),
-    (
-      lambda: reweighted_icl.rank_examples(jnp.ones((2, 2))),
-      "w must have 1 dimensions, got shape (2, 2)",
-    ),
-  ],
-)
-def test_refused(call, message):
-  with pytest.raises(ValueError, match=re.escape(message)):
-    call()
