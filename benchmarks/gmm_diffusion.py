@@ -145,6 +145,7 @@ def diffrax_euler(gmm: GMM, z: jax.Array, ts: jax.Array) -> jax.Array:
     stepsize_controller=diffrax.StepTo(ts),
     max_steps=len(ts),
   )
+  assert found.ys is not None
   return found.ys[0]
 
 

@@ -166,11 +166,11 @@ def parts(
     whitener = jnp.moveaxis(u / jnp.sqrt(v)[:, None], 0, 1).reshape(d, k * d)
     z = (x @ whitener).reshape(*x.shape[:-1], k, d)
     z = z - like(means / jnp.sqrt(v), z)
-    x = None
   logdet = jnp.log(jnp.broadcast_to(v, (k, d))).sum(1)
   squares = jnp.einsum("...kd,...kd->...k", z, z)
   weights = like(gmm.log_weights - logdet / 2, squares)
-  return Parts(weights - squares / 2, z, v, a, b, x, means, whitener)
+  own = x if whitener is None else None
+  return Parts(weights - squares / 2, z, v, a, b, own, means, whitener)
 
 
 def like(parameter: jax.Array, x: jax.Array) -> jax.Array:
