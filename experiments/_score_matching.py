@@ -73,17 +73,17 @@ def predict_noise(params: Params, x: jax.Array, t: jax.Array) -> jax.Array:
   return ou().noise(t) * x + h
 
 
-def init_network(rng: jax.Array, dim: int, width: int) -> Params:
+def init_network(rng: jax.Array, dim: int, width: int, dtype: Any) -> Params:
   """Weights of two hidden layers."""
-  waves = 2.0 ** jnp.arange(-2, 2)
+  waves = 2.0 ** jnp.arange(-2, 2, dtype=dtype)
   sizes = (dim + 2 * len(waves), width, width, dim)
   params = {"waves": waves}
   for i, key in enumerate(jax.random.split(rng, 3)):
-    w = jax.random.normal(key, sizes[i : i + 2]) / sizes[i] ** 0.5
+    w = jax.random.normal(key, sizes[i : i + 2], dtype) / sizes[i] ** 0.5
     # The last one small: prediction begins with what is known.
     params |= {
       f"w{i}": w * (0.01 if i == 2 else 1),
-      f"b{i}": jnp.zeros(w.shape[1]),
+      f"b{i}": jnp.zeros(w.shape[1], dtype),
     }
   return params
 
@@ -103,7 +103,8 @@ def train(
 ) -> tuple[Params, jax.Array]:
   """Weights, and (num_steps,) losses; data are fresh draws of the mixture."""
   rng_init, rng_steps = jax.random.split(rng)
-  params = init_network(rng_init, gmm.means.shape[1], width)
+  dim, dtype = gmm.means.shape[1], gmm.means.dtype
+  params = init_network(rng_init, dim, width, dtype)
   schedule = optax.cosine_decay_schedule(learning_rate, num_steps)
   optimizer = optax.adam(schedule)
   fixed = {"waves": params.pop("waves")}

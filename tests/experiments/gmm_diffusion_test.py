@@ -96,7 +96,7 @@ def test_two_components_decide_the_bound():
 def test_a_network_that_knows_nothing_predicts_the_point():
   """Its error at t is then known: that of -x / b^2 b."""
   rng = jax.random.key(0)
-  params = _score_matching.init_network(rng, 3, 8)
+  params = _score_matching.init_network(rng, 3, 8, jnp.float64)
   params = jax.tree.map(jnp.zeros_like, params)
   x, t = jax.random.normal(rng, (5, 3)), 0.4
   found = _score_matching.network_score(params, x, jnp.array(t))
