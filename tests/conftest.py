@@ -82,9 +82,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-  # Only where the machine is known: a slow laptop is nobody's fault.
+  # Only in the leg that has a machine to itself: a slow laptop is nobody's
+  # fault, nor is a newer JAX.
   if (
-    os.environ.get("CI") == "true"
+    os.environ.get("JAXATTN_LIMIT_FILES") == "1"
     and max(_seconds.values(), default=0) > _FILE_LIMIT
     and session.exitstatus == 0
   ):
