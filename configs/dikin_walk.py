@@ -31,6 +31,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
 
   # Copies of one pair of facets of a cube, with the best of these step sizes;
   # steps of a chain by barrier, for each number of copies.
+  config.kinds = ("log", "vaidya", "lee_sidford")
   config.dim = 6
   config.repeats = (1, 8, 64, 512)
   config.slope_over = (8, 64)
@@ -71,6 +72,12 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
 
   # Models that ship with cobra; R-hat by the share of steps taken.
   config.networks = ("textbook",)
+  config.walks = (
+    "Dikin",
+    "hit and run",
+    "coordinate hit and run",
+    "rounded hit and run",
+  )
   config.network_chains, config.network_steps = 32, 20_000
   config.network_thin, config.network_warmup = 20, 1000
   config.network_shares = (0.0625, 0.125, 0.25, 0.5, 1.0)
@@ -96,12 +103,13 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
 
   if tier == "smoke":
     config.chains, config.thin = 16, 5
+    config.kinds = ("log", "lee_sidford")
     config.repeats, config.slope_over = (1, 4), (1, 4)
     config.step_sizes = (1.6, 2.4)
     config.repeats_all = (1, 4)
     for steps in (config.facet_steps, config.all_steps):
       steps.update(dict.fromkeys(steps, (100, 100)))
-    config.cone_sizes = (2, 3)
+    config.cone_sizes = (2,)
     config.cone_chains, config.cone_steps = 32, 10
     config.sketch_sizes.polytope = (40, 3)
     config.sketch_sizes.spectrahedron = (4, 2)
@@ -109,6 +117,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
     config.sketch_burn_in, config.sketch_steps = 20, 10
     config.soft_steps, config.soft_warmup = 100, 20
     config.aspects, config.aspect_steps = (1.0, 10.0), 100
+    config.walks = ("Dikin", "hit and run")
     config.network_chains, config.network_steps = 8, 160
     config.network_warmup, config.network_shares = 20, (0.5, 1.0)
     config.birkhoff_sizes = (3,)

@@ -47,10 +47,8 @@ from jaxattn.sampling import (
   sample_chains,
 )
 
-KINDS = ("log", "vaidya", "lee_sidford")
 _COINS = ("fresh", "common")
 _THRESHOLDS = ("none", "smoothness", "lipschitz")
-_WALKS = ("Dikin", "hit and run", "coordinate hit and run", "rounded")
 _LABELS = {"log": "log", "vaidya": "Vaidya", "lee_sidford": "Lee-Sidford"}
 
 # A ConfigDict: what type a field has is known at run time only.
@@ -124,7 +122,7 @@ def _by_kind(
       )
       for i, k in enumerate(harness.progress(repeats, f"{what}, {kind}"))
     ]
-    for kind in KINDS
+    for kind in wd.config.kinds
   }
 
 
@@ -136,7 +134,7 @@ def _network(wd: harness.Workdir, name: str) -> dict[str, dict[str, Any]]:
       f"network/{name}/{walk.replace(' ', '_')}",
       functools.partial(network_point, wd.config, body, walk),
     )
-    for walk in harness.progress(_WALKS, f"network {name}")
+    for walk in harness.progress(wd.config.walks, f"network {name}")
   }
 
 
@@ -313,8 +311,8 @@ def _settings(config: Config, which: str) -> list[tuple[int, str]]:
 def threshold_point(config: Config) -> dict[str, Any]:
   """A narrow normal density in a cube, at a step size of 1 and an adapted one.
 
-  Each entry: with no threshold, with one from the smoothness of the density,
-  and with one from its Lipschitz constant on the cube.
+  Rows: with no threshold, with one from the smoothness of the density, and with
+  one from its Lipschitz constant on the cube.
   """
   d, sigma, num = config.soft_dim, config.sigma, config.chains
   beta = sigma**-2
@@ -323,28 +321,29 @@ def threshold_point(config: Config) -> dict[str, Any]:
     "smoothness": {"smoothness": beta},
     "lipschitz": {"lipschitz": beta * d**0.5},
   }
-  rates, draws_per_1000 = [], []
+  rates, found = [], []
   with jax.enable_x64(True):
     body = _convex_bodies.repeated_box(d, 1, everywhere=True)
     starts = np.random.default_rng(config.seed).normal(size=(num, d))
     # Ten standard deviations away is a wall: these are exact draws.
     starts = jnp.asarray(sigma * starts)
-    for warmup in (0, config.soft_warmup):
-      for name in _THRESHOLDS:
+    for name in _THRESHOLDS:
+      walk = dikin_walk(lambda x: -beta * (x @ x) / 2, body, **options[name])
+      for warmup in (0, config.soft_warmup):
         draws, infos, _ = sample_chains(
           jax.random.key(config.seed),
-          dikin_walk(lambda x: -beta * (x @ x) / 2, body, **options[name]),
+          walk,
           starts,
           config.soft_steps,
           thin=config.thin,
           num_warmup=warmup,
         )
         rates.append(float(infos.acceptance_rate.mean()))
-        draws_per_1000.append(per_thousand(draws, config.thin))
-  shape = 2, len(_THRESHOLDS)
+        found.append(per_thousand(draws, config.thin))
+  shape = len(_THRESHOLDS), 2
   return {
     "acceptance": np.reshape(rates, shape),
-    "per_thousand": np.reshape(draws_per_1000, shape),
+    "per_thousand": np.reshape(found, shape),
   }
 
 
@@ -389,7 +388,7 @@ def network_point(
   center, _ = chebyshev_center(a, b)
   with jax.enable_x64(True):
     matrix, offset = np.eye(len(center)), np.zeros(len(center))
-    if which == "rounded":
+    if which == "rounded hit and run":
       a, b, (matrix, offset) = round_polytope(a, b)
       center = np.linalg.solve(matrix, center - offset)
     walk = _walk(which, Polytope(jnp.asarray(a), jnp.asarray(b)))
@@ -494,11 +493,11 @@ def _facet_checks(
     "log": (accepted.log_slope, np.inf),
     "lee_sidford": (-np.inf, accepted.lee_sidford_slope),
   }
-  for kind in KINDS:
+  for kind in config.kinds:
     slope = _slope(config.repeats, _worst(facets[kind]), config.slope_over)
     name = f"exponent of steps in copies of a facet, {_LABELS[kind]}"
     checks.append(harness.Check(name, slope, *ranges.get(kind, ())))
-  for kind in KINDS:
+  for kind in config.kinds:
     times, repeats = _mean(everywhere[kind]), config.repeats_all
     name = f"exponent in copies of all facets, {_LABELS[kind]}"
     slope = _slope(repeats, times, repeats)
@@ -507,7 +506,7 @@ def _facet_checks(
     harness.Check(
       f"steps for a draw, {k} copies of a facet, {_LABELS[kind]}", steps
     )
-    for kind in KINDS
+    for kind in config.kinds
     for k, steps in zip(config.repeats, _worst(facets[kind]), strict=True)
   ]
   return checks
@@ -569,7 +568,8 @@ def _threshold_checks(
   config: Config, soft: dict[str, np.ndarray]
 ) -> list[harness.Check]:
   kept, adapted = (
-    dict(zip(_THRESHOLDS, row, strict=True)) for row in soft["per_thousand"]
+    dict(zip(_THRESHOLDS, column, strict=True))
+    for column in soft["per_thousand"].T
   )
   accepted = config.accepted
   return [
@@ -670,8 +670,10 @@ def _figure_data(
   thin: dict[float, Any],
   networks: dict[str, Any],
 ) -> dict[str, Any]:
-  data = {f"steps, {kind}": _worst(facets[kind]) for kind in KINDS}
-  data |= {f"steps, all, {kind}": _mean(everywhere[kind]) for kind in KINDS}
+  data = {f"steps, {kind}": _worst(facets[kind]) for kind in config.kinds}
+  data |= {
+    f"steps, all, {kind}": _mean(everywhere[kind]) for kind in config.kinds
+  }
   data |= {
     f"cone, {key}": [point[key] for point in cone.values()]
     for key in ("by_d", "by_nd")
@@ -707,7 +709,7 @@ def _draw(
   networks: dict[str, Any],
 ) -> Figure:
   harness.use_style()
-  figure, axes = plt.subplots(3, 3, figsize=(18, 15))
+  figure, axes = plt.subplots(3, 3, figsize=(16, 13.5))
   _draw_ellipses(axes[0, 0], config)
   _draw_facets(axes[0, 1], config, facets)
   _draw_everywhere(axes[0, 2], config, everywhere)
@@ -761,7 +763,7 @@ def _draw_ellipses(ax: Axes, config: Config) -> None:
 
 def _draw_facets(ax: Axes, config: Config, facets: dict[str, Any]) -> None:
   lengths = 2 * config.dim + 2 * (np.array(config.repeats) - 1)
-  for kind in KINDS:
+  for kind in config.kinds:
     times = _worst(facets[kind])
     slope = _slope(config.repeats, times, config.slope_over)
     label = f"{_LABELS[kind]}: slope in copies {slope:.2f}"
@@ -778,7 +780,7 @@ def _draw_everywhere(
   ax: Axes, config: Config, everywhere: dict[str, Any]
 ) -> None:
   repeats = config.repeats_all
-  for kind in KINDS:
+  for kind in config.kinds:
     times = _mean(everywhere[kind])
     label = f"{_LABELS[kind]}: slope {_slope(repeats, times, repeats):.2f}"
     ax.loglog(2 * config.dim * np.array(repeats), times, "o-", label=label)
@@ -826,10 +828,10 @@ def _draw_sketch(
 
 def _draw_threshold(ax: Axes, config: Config, soft: dict[str, Any]) -> None:
   place = np.arange(len(_THRESHOLDS))
-  for row, label, shift in zip(
-    soft["per_thousand"], ("step size 1", "adapted"), (-0.2, 0.2), strict=True
+  for column, label, shift in zip(
+    soft["per_thousand"].T, ("step size 1", "adapted"), (-0.2, 0.2), strict=True
   ):
-    bars = ax.bar(place + shift, row, 0.38, label=label)
+    bars = ax.bar(place + shift, column, 0.38, label=label)
     ax.bar_label(bars, fmt="%.3g", padding=2)
   ax.set_yscale("log")
   ax.set_xticks(place, [r"$0$", r"$d \beta$", r"$d L^2$"])
@@ -855,7 +857,7 @@ def _draw_aspect(ax: Axes, config: Config, thin: dict[float, Any]) -> None:
 def _draw_networks(ax: Axes, config: Config, networks: dict[str, Any]) -> None:
   steps = np.array(config.network_shares) * config.network_steps
   for name, style in zip(networks, ("o-", "s--")):
-    for walk, color in zip(_WALKS, harness.PALETTE):
+    for walk, color in zip(config.walks, harness.PALETTE):
       r_hat = networks[name][walk]["r_hat"]
       label = f"{walk}, {name}"
       ax.loglog(steps, r_hat - 1, style, color=color, label=label)
