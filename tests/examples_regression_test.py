@@ -4,8 +4,14 @@ import pytest
 
 from tests._public import names_with_example, run_example
 
+_ELSEWHERE = (
+  "jaxattn.regression.gradient_leakage.",
+  "jaxattn.regression.reweighted_icl.",
+)
 _NAMES = [
-  n for n in names_with_example() if n.startswith("jaxattn.regression.")
+  n
+  for n in names_with_example()
+  if n.startswith("jaxattn.regression.") and not n.startswith(_ELSEWHERE)
 ]
 
 

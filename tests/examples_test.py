@@ -9,6 +9,7 @@ _ELSEWHERE = (
   "jaxattn.regression.",
   "jaxattn.sampling.",
   "jaxattn.data.",
+  "jaxattn.models.",
 )
 _NAMES = [n for n in names_with_example() if not n.startswith(_ELSEWHERE)]
 
