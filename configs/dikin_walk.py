@@ -6,8 +6,8 @@
 cpu, 2 cores that nothing else uses: about ten minutes. Expect steps that grow
 with the copies of one pair of facets like the power 0.86 of their number for
 the logarithmic barrier and 0.3 for that of Lee and Sidford, with copies of all
-of them like 0.8, 0.4 and 0; a step size of the order 1 / sqrt(d) that is too long
-in spectrahedra; sketched walks that keep their law; long boxes that cost
+of them like 0.8, 0.4 and 0; a step size of the order 1 / sqrt(d) that is too
+long in spectrahedra; sketched walks that keep their law; long boxes that cost
 nothing; and the core metabolism of E. coli unrounded at an R-hat of about 1.1,
 where hit and run is at 1.6. Of the accepted ranges three are missed narrowly.
 smoke: seconds, decides nothing. full, one accelerator, not run yet: also a
