@@ -115,26 +115,28 @@ def _sweep(
 def _by_kind(
   wd: harness.Workdir, what: str, point: Any, repeats: tuple[int, ...]
 ) -> dict[str, list[dict[str, Any]]]:
+  config: Config = wd.config
   return {
     kind: [
       wd.point(
-        f"{what}/{kind}/k={k}", functools.partial(point, wd.config, kind, i)
+        f"{what}/{kind}/k={k}", functools.partial(point, config, kind, i)
       )
       for i, k in enumerate(harness.progress(repeats, f"{what}, {kind}"))
     ]
-    for kind in wd.config.kinds
+    for kind in config.kinds
   }
 
 
 def _network(wd: harness.Workdir, name: str) -> dict[str, dict[str, Any]]:
+  config: Config = wd.config
   load = functools.partial(load_network, name)
   body = wd.point(f"network/{name}/body", load)
   return {
     walk: wd.point(
       f"network/{name}/{walk.replace(' ', '_')}",
-      functools.partial(network_point, wd.config, body, walk),
+      functools.partial(network_point, config, body, walk),
     )
-    for walk in harness.progress(wd.config.walks, f"network {name}")
+    for walk in harness.progress(config.walks, f"network {name}")
   }
 
 
