@@ -61,31 +61,31 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.sketch_rows = ml_collections.ConfigDict()
   config.sketch_rows.polytope = (40, 160, 640)
   config.sketch_rows.spectrahedron = (16, 64, 256)
-  config.sketch_burn_in, config.sketch_steps = 400, 60
+  # Steps, and how many times as many before them.
+  config.sketch_steps, config.sketch_burn_in = 60, 30
 
-  # A normal density in a cube, its standard deviation.
+  # A normal density in a cube, its standard deviation; chains by step size.
   config.soft_dim, config.sigma = 10, 0.1
-  config.soft_steps, config.soft_warmup = 10_000, 1000
+  config.soft_step_sizes = (0.1, 0.2, 0.4, 1.0, 2.0)
+  config.soft_chains, config.soft_steps = 16, 50_000
 
   # Rotated boxes, by the longest edge over the shortest.
   config.aspects = (1.0, 10.0, 100.0)
   config.aspect_dim, config.aspect_steps = 10, 30_000
 
-  # Models that ship with cobra; R-hat by the share of steps taken.
-  config.networks = ("textbook",)
+  # A model that ships with cobra, and doubly stochastic matrices; R-hat by the
+  # share of steps taken.
+  config.bodies = ("textbook", "birkhoff3", "birkhoff5")
+  config.shown_bodies = ("textbook",)
   config.walks = (
     "Dikin",
     "hit and run",
     "coordinate hit and run",
     "rounded hit and run",
   )
-  config.network_chains, config.network_steps = 32, 20_000
-  config.network_thin, config.network_warmup = 20, 1000
-  config.network_shares = (0.0625, 0.125, 0.25, 0.5, 1.0)
-
-  # Doubly stochastic m x m matrices.
-  config.birkhoff_sizes = (3, 5)
-  config.birkhoff_steps, config.birkhoff_warmup = 5000, 500
+  config.body_chains, config.body_steps = 32, 20_000
+  config.body_thin, config.body_warmup = 20, 1000
+  config.body_shares = (0.0625, 0.125, 0.25, 0.5, 1.0)
 
   config.accepted = ml_collections.ConfigDict()
   # At least, for the logarithmic barrier; at most, for that of Lee and Sidford.
@@ -104,7 +104,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
 
   if tier == "smoke":
     config.chains, config.thin = 16, 5
-    config.kinds = ("log", "lee_sidford")
+    config.kinds = ("lee_sidford",)
     config.repeats, config.slope_over = (1, 4), (1, 4)
     config.step_sizes = (1.6, 2.4)
     config.repeats_all = (1, 4)
@@ -115,14 +115,15 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
     config.sketch_sizes.polytope = (40, 3)
     config.sketch_sizes.spectrahedron = (4, 2)
     config.sketch_rows.polytope = config.sketch_rows.spectrahedron = (8,)
-    config.sketch_burn_in, config.sketch_steps = 20, 10
-    config.soft_steps, config.soft_warmup = 100, 20
-    config.aspects, config.aspect_steps = (1.0, 10.0), 100
+    config.sketch_steps, config.sketch_burn_in = 10, 2
+    config.soft_step_sizes = (0.2, 1.0)
+    config.soft_chains, config.soft_steps = 8, 100
+    config.aspects, config.aspect_steps = (10.0,), 100
+    config.bodies = config.shown_bodies = ("birkhoff3",)
     config.walks = ("Dikin", "hit and run")
-    config.network_chains, config.network_steps = 8, 160
-    config.network_warmup, config.network_shares = 20, (0.5, 1.0)
-    config.birkhoff_sizes = (3,)
-    config.birkhoff_steps, config.birkhoff_warmup = 200, 20
+    config.body_chains, config.body_steps = 8, 200
+    config.body_thin, config.body_warmup = 10, 20
+    config.body_shares = (0.5, 1.0)
   elif tier == "full":
     config.chains = 1024
     config.repeats_all = (4, 16, 64, 256)
@@ -135,8 +136,8 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
     config.sketch_rows.polytope = (2000, 8000, 32_000)
     config.sketch_sizes.spectrahedron = (64, 10)
     config.sketch_rows.spectrahedron = (64, 256, 1024)
-    config.networks = ("textbook", "iJO1366")
-    config.network_chains, config.network_steps = 1024, 200_000
-    config.network_thin = 200
-    config.birkhoff_sizes = (3, 10, 20)
+    config.bodies = ("textbook", "iJO1366", "birkhoff10", "birkhoff20")
+    config.shown_bodies = ("textbook", "iJO1366")
+    config.body_chains, config.body_steps = 1024, 200_000
+    config.body_thin = 200
   return config

@@ -1,6 +1,6 @@
 """Dikin walks: what barriers, sketches and the soft threshold are worth.
 
-Seven questions about arXiv 2410.05700, of chains that start from exact draws
+Six questions about arXiv 2410.05700, of chains that start from exact draws
 wherever there are any:
 
 1. Facets are written down again and again; the body stays. How do mixing times
@@ -11,8 +11,7 @@ wherever there are any:
    common ones? Is the law still exact?
 4. What is the soft threshold worth for a density that is narrow in its body?
 5. Does a long thin body need rounding?
-6. Metabolic networks, against hit and run.
-7. Doubly stochastic matrices.
+6. Metabolic networks and doubly stochastic matrices, against hit and run.
 """
 
 import functools
@@ -48,6 +47,7 @@ from jaxattn.sampling import (
 )
 
 _COINS = ("fresh", "common")
+_BIRKHOFF, _ROUNDED = "birkhoff", "rounded hit and run"
 _THRESHOLDS = ("none", "smoothness", "lipschitz")
 _LABELS = {"log": "log", "vaidya": "Vaidya", "lee_sidford": "Lee-Sidford"}
 
@@ -70,11 +70,10 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
   everywhere = _by_kind(wd, "everywhere", everywhere_point, config.repeats_all)
   cone = _sweep(wd, "cone", cone_point, config.cone_sizes)
   sketches = _sweep(wd, "sketch", sketch_point, config.sketch_rows)
-  soft = wd.point("threshold", functools.partial(threshold_point, config))
+  soft = _sweep(wd, "threshold", threshold_point, _THRESHOLDS)
   thin = _sweep(wd, "aspect", aspect_point, config.aspects)
-  networks = {name: _network(wd, name) for name in config.networks}
-  birkhoff = _sweep(wd, "birkhoff", birkhoff_point, config.birkhoff_sizes)
-  found = facets, everywhere, cone, sketches, soft, thin, networks
+  bodies = {name: _body(wd, name) for name in config.bodies}
+  found = facets, everywhere, cone, sketches, soft, thin, bodies
   harness.save_figure(wd, _draw(config, *found), _figure_data(config, *found))
   return harness.finish(
     wd,
@@ -95,9 +94,10 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
       *_cone_checks(config, cone),
       *_sketch_checks(config, sketches),
       *_threshold_checks(config, soft),
-      *_body_checks(config, thin, networks, birkhoff),
+      *_aspect_checks(config, thin),
+      *_body_checks(config, bodies),
     ],
-    timed=_speed_checks(networks, birkhoff),
+    timed=_speed_checks(bodies),
   )
 
 
@@ -127,16 +127,16 @@ def _by_kind(
   }
 
 
-def _network(wd: harness.Workdir, name: str) -> dict[str, dict[str, Any]]:
+def _body(wd: harness.Workdir, name: str) -> dict[str, dict[str, Any]]:
   config: Config = wd.config
-  load = functools.partial(load_network, name)
-  body = wd.point(f"network/{name}/body", load)
+  load = functools.partial(load_body, name)
+  body = wd.point(f"bodies/{name}/body", load)
   return {
     walk: wd.point(
-      f"network/{name}/{walk.replace(' ', '_')}",
-      functools.partial(network_point, config, body, walk),
+      f"bodies/{name}/{walk.replace(' ', '_')}",
+      functools.partial(body_point, config, body, walk),
     )
-    for walk in harness.progress(config.walks, f"network {name}")
+    for walk in harness.progress(config.walks, name)
   }
 
 
@@ -273,29 +273,29 @@ def sketch_body(config: Config, which: str) -> Polytope | Spectrahedron:
 def sketch_point(config: Config, which: str) -> dict[str, Any]:
   """Acceptance by rows and coins, and how far E |x|^2 is from the exact walk's.
 
-  All start from the same points, where hit and run ended.
+  All start from the same points, where the exact walk ended.
   """
   with jax.enable_x64(True):
     body = sketch_body(config, which)
     kind = LeverageSample if which == "polytope" else TensorSRHT
-    d = config.sketch_sizes[which][1]
-    key, num = jax.random.key(config.seed), config.sketch_burn_in
-    # It mixes sooner in bodies as round as these.
-    quick, center = hit_and_run(None, body), jnp.zeros((config.chains, d))
-    starts = sample_chains(key, quick, center, num, thin=num)[0][:, -1]
+    starts = jnp.zeros((config.chains, config.sketch_sizes[which][1]))
 
     def measure(seed: int, walk: SamplingAlgorithm) -> tuple[float, jax.Array]:
       key = jax.random.key(seed)
       draws, infos, _ = sample_chains(key, walk, starts, config.sketch_steps)
-      return float(infos.acceptance_rate.mean()), (draws**2).sum(-1)
+      return float(infos.acceptance_rate.mean()), draws
 
-    rate, squares = measure(config.seed + 1, dikin_walk(None, body))
+    exact = dikin_walk(None, body)
+    for seed in range(config.sketch_burn_in):
+      starts = measure(seed, exact)[1][:, -1]
+    rate, draws = measure(config.sketch_burn_in, exact)
+    squares = (draws**2).sum(-1)
     rates, excess = [], []
     for i, (num, coins) in enumerate(_settings(config, which)):
       walk = dikin_walk(None, body, sketch=kind(num), coins=coins)
-      sketched, other = measure(config.seed + 2 + i, walk)
+      sketched, draws = measure(config.sketch_burn_in + 1 + i, walk)
       rates.append(sketched)
-      excess.append(_z_score(other - squares, 0.0))
+      excess.append(_z_score((draws**2).sum(-1) - squares, 0.0))
   return {
     "exact": rate,
     "rates": np.reshape(rates, (-1, len(_COINS))),
@@ -310,43 +310,39 @@ def _settings(config: Config, which: str) -> list[tuple[int, str]]:
 # --- the soft threshold ---
 
 
-def threshold_point(config: Config) -> dict[str, Any]:
-  """A narrow normal density in a cube, at a step size of 1 and an adapted one.
-
-  Rows: with no threshold, with one from the smoothness of the density, and with
-  one from its Lipschitz constant on the cube.
-  """
-  d, sigma, num = config.soft_dim, config.sigma, config.chains
-  beta = sigma**-2
-  options = {
+def threshold_point(config: Config, which: str) -> dict[str, Any]:
+  """A narrow normal density in a cube: acceptance and draws by step size."""
+  d, sigma, num = config.soft_dim, config.sigma, config.soft_chains
+  sizes, beta, thin = config.soft_step_sizes, config.sigma**-2, config.thin
+  options: dict[str, Any] = {
     "none": {},
     "smoothness": {"smoothness": beta},
+    # Of the density on the cube.
     "lipschitz": {"lipschitz": beta * d**0.5},
-  }
-  rates, found = [], []
+  }[which]
   with jax.enable_x64(True):
     body = _convex_bodies.repeated_box(d, 1, everywhere=True)
-    starts = np.random.default_rng(config.seed).normal(size=(num, d))
-    # Ten standard deviations away is a wall: these are exact draws.
-    starts = jnp.asarray(sigma * starts)
-    for name in _THRESHOLDS:
-      walk = dikin_walk(lambda x: -beta * (x @ x) / 2, body, **options[name])
-      for warmup in (0, config.soft_warmup):
-        draws, infos, _ = sample_chains(
-          jax.random.key(config.seed),
-          walk,
-          starts,
-          config.soft_steps,
-          thin=config.thin,
-          num_warmup=warmup,
-        )
-        rates.append(float(infos.acceptance_rate.mean()))
-        found.append(per_thousand(draws, config.thin))
-  shape = len(_THRESHOLDS), 2
-  return {
-    "acceptance": np.reshape(rates, shape),
-    "per_thousand": np.reshape(found, shape),
-  }
+    walk = sized(dikin_walk(lambda x: -beta * (x @ x) / 2, body, **options))
+    # The walls are many standard deviations away: these are exact draws.
+    normal = np.random.default_rng(config.seed).normal(
+      size=(num * len(sizes), d)
+    )
+    starts = np.column_stack([sigma * normal, np.repeat(sizes, num)])
+    draws, infos, _ = sample_chains(
+      jax.random.key(config.seed),
+      walk,
+      jnp.asarray(starts),
+      config.soft_steps,
+      thin=thin,
+    )
+    return {
+      "acceptance": np.asarray(
+        infos.acceptance_rate.reshape(len(sizes), -1).mean(1)
+      ),
+      "per_thousand": np.array(
+        [per_thousand(x, thin) for x in jnp.split(draws[..., :d], len(sizes))]
+      ),
+    }
 
 
 # --- bodies ---
@@ -375,45 +371,56 @@ def aspect_point(config: Config, aspect: float) -> dict[str, float]:
   return found
 
 
-def load_network(name: str) -> dict[str, Any]:
-  """The polytope of a network's fluxes, in coordinates with an interior."""
+def load_body(name: str) -> dict[str, Any]:
+  """A polytope a y <= b, and the affine map to what is looked at.
+
+  ``birkhoff5``: doubly stochastic 5 x 5 matrices, and their entries; another
+  name: of a network, the fluxes in coordinates with an interior.
+  """
   with jax.enable_x64(True):
-    body, _ = load_flux_polytope(name)
-    return {"a": np.asarray(body.a), "b": np.asarray(body.b)}
+    if name.startswith(_BIRKHOFF):
+      body, (matrix, offset) = birkhoff_polytope(int(name[len(_BIRKHOFF) :]))
+    else:
+      body, _ = load_flux_polytope(name)
+      d = body.a.shape[1]
+      matrix, offset = np.eye(d), np.zeros(d)
+    a, b = np.asarray(body.a), np.asarray(body.b)
+  return {"a": a, "b": b, "matrix": matrix, "offset": offset}
 
 
-def network_point(
-  config: Config, polytope: dict[str, Any], which: str
+def body_point(
+  config: Config, body: dict[str, Any], which: str
 ) -> dict[str, Any]:
-  """R-hat from a cold start by the steps taken; draws by steps and seconds."""
-  a, b = polytope["a"], polytope["b"]
+  """R-hat from a cold start by the steps taken; draws by steps and seconds.
+
+  ``excess``: distance of means from the offset of the map, in standard errors,
+  which for doubly stochastic matrices is their mean.
+  """
+  a, b, matrix, offset = (body[k] for k in ("a", "b", "matrix", "offset"))
   center, _ = chebyshev_center(a, b)
   with jax.enable_x64(True):
-    matrix, offset = np.eye(len(center)), np.zeros(len(center))
-    if which == "rounded hit and run":
-      a, b, (matrix, offset) = round_polytope(a, b)
-      center = np.linalg.solve(matrix, center - offset)
+    if which == _ROUNDED:
+      a, b, (inner, shift) = round_polytope(a, b)
+      center = np.linalg.solve(inner, center - shift)
+      matrix, offset = matrix @ inner, offset + matrix @ shift
     walk = _walk(which, Polytope(jnp.asarray(a), jnp.asarray(b)))
-    starts = jnp.broadcast_to(
-      jnp.asarray(center), (config.network_chains, len(center))
-    )
-    run = functools.partial(_network_draws, config, walk)
-    cold = run(config.seed, starts)
+    starts = np.tile(center, (config.body_chains, 1))
+    cold = _body_draws(config, walk, config.seed, jnp.asarray(starts))
     begin = time.perf_counter()
-    warm = jax.block_until_ready(run(config.seed + 1, cold[:, -1]))
+    warm = _body_draws(config, walk, config.seed + 1, cold[:, -1])
     seconds = time.perf_counter() - begin
-    # Of the coordinates that all walks share.
-    cold, warm = (np.asarray(x) @ matrix.T + offset for x in (cold, warm))
-    size = float(effective_sample_size(jnp.asarray(warm)).min())
+    cold, warm = (
+      jnp.asarray(np.asarray(x) @ matrix.T + offset) for x in (cold, warm)
+    )
+    size = float(effective_sample_size(warm).min())
+    lengths = [int(share * cold.shape[1]) for share in config.body_shares]
     r_hat = [
-      float(potential_scale_reduction(jnp.asarray(part)).max())
-      for part in (
-        cold[:, : int(share * cold.shape[1])] for share in config.network_shares
-      )
+      float(potential_scale_reduction(cold[:, :num]).max()) for num in lengths
     ]
-  thousands = config.network_chains * config.network_steps / 1000
+  thousands = config.body_chains * config.body_steps / 1000
   return {
     "r_hat": np.array(r_hat),
+    "excess": _z_score(warm, body["offset"]),
     "per_thousand": size / thousands,
     "per_second": size / seconds,
   }
@@ -427,45 +434,18 @@ def _walk(which: str, body: Polytope) -> SamplingAlgorithm:
   )
 
 
-def _network_draws(
+def _body_draws(
   config: Config, walk: SamplingAlgorithm, seed: int, starts: jax.Array
 ) -> jax.Array:
-  return sample_chains(
+  draws, _, _ = sample_chains(
     jax.random.key(seed),
     walk,
     starts,
-    config.network_steps,
-    thin=config.network_thin,
-    num_warmup=config.network_warmup,
-  )[0]
-
-
-def birkhoff_point(config: Config, m: int) -> dict[str, float]:
-  """Doubly stochastic matrices: means of entries are 1 / m."""
-  with jax.enable_x64(True):
-    body, affine = birkhoff_polytope(m)
-    walk = dikin_walk(None, body)
-
-    def draw(seed: int, starts: jax.Array) -> jax.Array:
-      return sample_chains(
-        jax.random.key(seed),
-        walk,
-        starts,
-        config.birkhoff_steps,
-        thin=config.thin,
-        num_warmup=config.birkhoff_warmup,
-      )[0]
-
-    cold = draw(config.seed, jnp.zeros((config.chains, body.a.shape[1])))
-    begin = time.perf_counter()
-    draws = jax.block_until_ready(draw(config.seed + 1, cold[:, -1]))
-    seconds = time.perf_counter() - begin
-    entries = jnp.asarray(np.asarray(draws) @ affine.matrix.T + affine.offset)
-    return {
-      "r_hat": float(potential_scale_reduction(entries).max()),
-      "excess": _z_score(entries, 1 / m),
-      "per_second": float(effective_sample_size(entries).min()) / seconds,
-    }
+    config.body_steps,
+    thin=config.body_thin,
+    num_warmup=config.body_warmup,
+  )
+  return jax.block_until_ready(draws)
 
 
 # --- checks ---
@@ -567,95 +547,82 @@ def _sketch_checks(
 
 
 def _threshold_checks(
-  config: Config, soft: dict[str, np.ndarray]
+  config: Config, soft: dict[str, dict[str, Any]]
 ) -> list[harness.Check]:
-  kept, adapted = (
-    dict(zip(_THRESHOLDS, column, strict=True))
-    for column in soft["per_thousand"].T
-  )
+  one = config.soft_step_sizes.index(1.0)
+  at_one = {name: point["per_thousand"][one] for name, point in soft.items()}
+  best = {name: point["per_thousand"].max() for name, point in soft.items()}
   accepted = config.accepted
   return [
     harness.Check(
-      "draws a step, threshold by smoothness over none",
-      kept["smoothness"] / kept["none"],
+      "draws a step, threshold by smoothness over none, step size 1",
+      at_one["smoothness"] / at_one["none"],
       accepted.soft_gain,
     ),
     harness.Check(
-      "draws a step, threshold by smoothness over that by Lipschitz constant",
-      kept["smoothness"] / kept["lipschitz"],
+      "draws a step, threshold by smoothness over Lipschitz, step size 1",
+      at_one["smoothness"] / at_one["lipschitz"],
       accepted.smoothness_gain,
     ),
     harness.Check(
-      "the first with step sizes adapted",
-      adapted["smoothness"] / adapted["none"],
+      "draws a step, threshold by smoothness over none, each at its best",
+      best["smoothness"] / best["none"],
     ),
+    *(
+      harness.Check(
+        f"acceptance, threshold: {name}, step size 1", point["acceptance"][one]
+      )
+      for name, point in soft.items()
+    ),
+  ]
+
+
+def _aspect_checks(
+  config: Config, thin: dict[float, dict[str, float]]
+) -> list[harness.Check]:
+  least, most = min(thin), max(thin)
+  ratio = {name: thin[most][name] / thin[least][name] for name in thin[least]}
+  return [
     harness.Check(
-      "the second with step sizes adapted",
-      adapted["smoothness"] / adapted["lipschitz"],
+      f"draws a step, {most:g} times as long over {least:g}, Dikin",
+      ratio["Dikin"],
+      *config.accepted.aspect,
     ),
+    harness.Check("the same, hit and run", ratio["hit and run"]),
   ]
 
 
 def _body_checks(
-  config: Config,
-  thin: dict[float, dict[str, float]],
-  networks: dict[str, Any],
-  birkhoff: dict[int, dict[str, float]],
+  config: Config, bodies: dict[str, dict[str, Any]]
 ) -> list[harness.Check]:
-  accepted, least, most = config.accepted, min(thin), max(thin)
-  ratio = {name: thin[most][name] / thin[least][name] for name in thin[least]}
-  checks = [
-    harness.Check(
-      f"draws a step, {most:g} times as long over {least:g}, Dikin",
-      ratio["Dikin"],
-      *accepted.aspect,
-    ),
-    harness.Check("the same, hit and run", ratio["hit and run"]),
-  ]
-  for name, found in networks.items():
-    ranges = {
-      "Dikin": (-np.inf, accepted.mixed),
-      "hit and run": (accepted.not_mixed, np.inf),
-    }
-    checks += [
-      harness.Check(
-        f"R-hat, {name}, {walk}", point["r_hat"][-1], *ranges.get(walk, ())
+  checks, accepted = [], config.accepted
+  for name, found in bodies.items():
+    ranges = {"Dikin": (-np.inf, accepted.mixed)}
+    is_network = not name.startswith(_BIRKHOFF)
+    if is_network:
+      ranges["hit and run"] = (accepted.not_mixed, np.inf)
+    for walk, point in found.items():
+      r_hat, what = point["r_hat"][-1], f"{name}, {walk}"
+      checks += [
+        harness.Check(f"R-hat, {what}", r_hat, *ranges.get(walk, ())),
+        harness.Check(f"draws in 1000 steps, {what}", point["per_thousand"]),
+      ]
+    if not is_network:
+      checks.append(
+        harness.Check(
+          f"means, {name}, Dikin, in standard errors",
+          found["Dikin"]["excess"],
+          high=accepted.standard_errors,
+        )
       )
-      for walk, point in found.items()
-    ]
-    checks += [
-      harness.Check(
-        f"draws in 1000 steps, {name}, {walk}", point["per_thousand"]
-      )
-      for walk, point in found.items()
-    ]
-  for m, point in birkhoff.items():
-    body = f"doubly stochastic {m} x {m}"
-    high = accepted.standard_errors
-    checks += [
-      harness.Check(f"R-hat, {body}", point["r_hat"], high=accepted.mixed),
-      harness.Check(
-        f"means, {body}, in standard errors", point["excess"], high=high
-      ),
-    ]
   return checks
 
 
-def _speed_checks(
-  networks: dict[str, Any], birkhoff: dict[int, dict[str, float]]
-) -> list[harness.Check]:
-  speed = {
-    f"{name}, {walk}": point["per_second"]
-    for name, found in networks.items()
-    for walk, point in found.items()
-  }
-  speed |= {
-    f"doubly stochastic {m} x {m}, Dikin": point["per_second"]
-    for m, point in birkhoff.items()
-  }
+def _speed_checks(bodies: dict[str, dict[str, Any]]) -> list[harness.Check]:
   return [
-    harness.Check(f"draws a second, {name}", value)
-    for name, value in speed.items()
+    harness.Check(f"draws a second, {name}, {walk}", point["per_second"])
+    for name, found in bodies.items()
+    for walk, point in found.items()
   ]
 
 
@@ -670,7 +637,7 @@ def _figure_data(
   sketches: dict[str, Any],
   soft: dict[str, Any],
   thin: dict[float, Any],
-  networks: dict[str, Any],
+  bodies: dict[str, Any],
 ) -> dict[str, Any]:
   data = {f"steps, {kind}": _worst(facets[kind]) for kind in config.kinds}
   data |= {
@@ -686,17 +653,28 @@ def _figure_data(
       f"{which}, sketched": found["rates"],
       f"{which}, rows": config.sketch_rows[which],
     }
-  data |= {f"threshold, {key}": value for key, value in soft.items()}
+  data |= {
+    f"threshold, {name}, {key}": value
+    for name, point in soft.items()
+    for key, value in point.items()
+  }
   data |= {
     f"aspect, {name}": [point[name] for point in thin.values()]
     for name in ("Dikin", "hit and run")
   }
   data |= {
     f"r_hat, {name}, {walk}": point["r_hat"]
-    for name, found in networks.items()
+    for name, found in bodies.items()
     for walk, point in found.items()
   }
-  keys = ("repeats", "repeats_all", "cone_sizes", "aspects", "network_shares")
+  keys = (
+    "repeats",
+    "repeats_all",
+    "cone_sizes",
+    "soft_step_sizes",
+    "aspects",
+    "body_shares",
+  )
   return data | {key: config[key] for key in keys}
 
 
@@ -708,7 +686,7 @@ def _draw(
   sketches: dict[str, Any],
   soft: dict[str, Any],
   thin: dict[float, Any],
-  networks: dict[str, Any],
+  bodies: dict[str, Any],
 ) -> Figure:
   harness.use_style()
   figure, axes = plt.subplots(3, 3, figsize=(16, 13.5))
@@ -720,7 +698,7 @@ def _draw(
     _draw_sketch(ax, config, which, sketches[which])
   _draw_threshold(axes[2, 0], config, soft)
   _draw_aspect(axes[2, 1], config, thin)
-  _draw_networks(axes[2, 2], config, networks)
+  _draw_bodies(axes[2, 2], config, bodies)
   return figure
 
 
@@ -829,17 +807,13 @@ def _draw_sketch(
 
 
 def _draw_threshold(ax: Axes, config: Config, soft: dict[str, Any]) -> None:
-  place = np.arange(len(_THRESHOLDS))
-  for column, label, shift in zip(
-    soft["per_thousand"].T, ("step size 1", "adapted"), (-0.2, 0.2), strict=True
-  ):
-    bars = ax.bar(place + shift, column, 0.38, label=label)
-    ax.bar_label(bars, fmt="%.3g", padding=2)
-  ax.set_yscale("log")
-  ax.set_xticks(place, [r"$0$", r"$d \beta$", r"$d L^2$"])
+  labels = ("0", r"$d \beta$", r"$d L^2$")
+  for point, label in zip(soft.values(), labels, strict=True):
+    sizes, found = config.soft_step_sizes, point["per_thousand"]
+    ax.loglog(sizes, found, "o-", label=rf"$\eta^{{-1}}$ = {label}")
   ax.set(
-    title=f"Normal with sd {config.sigma:g} in a cube, d = {config.soft_dim}",
-    xlabel=r"soft threshold $\eta^{-1}$",
+    title=f"Normal, sd {config.sigma:g}, in a cube, d = {config.soft_dim}",
+    xlabel="step size r",
     ylabel="draws in 1000 steps",
   )
   ax.legend()
@@ -856,15 +830,15 @@ def _draw_aspect(ax: Axes, config: Config, thin: dict[float, Any]) -> None:
   ax.legend()
 
 
-def _draw_networks(ax: Axes, config: Config, networks: dict[str, Any]) -> None:
-  steps = np.array(config.network_shares) * config.network_steps
-  for name, style in zip(networks, ("o-", "s--")):
+def _draw_bodies(ax: Axes, config: Config, bodies: dict[str, Any]) -> None:
+  steps = np.array(config.body_shares) * config.body_steps
+  for name, style in zip(config.shown_bodies, ("o-", "s--")):
     for walk, color in zip(config.walks, harness.PALETTE):
-      r_hat = networks[name][walk]["r_hat"]
+      r_hat = bodies[name][walk]["r_hat"]
       label = f"{walk}, {name}"
       ax.loglog(steps, r_hat - 1, style, color=color, label=label)
   ax.set(
-    title="Fluxes of metabolic networks, from one point",
+    title="Fluxes of a metabolic network, from one point",
     xlabel="steps of a chain",
     ylabel="R-hat less 1, worst coordinate",
   )
