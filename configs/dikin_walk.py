@@ -3,15 +3,15 @@
   python -m experiments.dikin_walk \
     --config=configs/dikin_walk.py:cpu --workdir=/tmp/dikin
 
-cpu, 2 cores that nothing else uses: about ten minutes. Expect steps that grow
-with the copies of one pair of facets like the power 0.86 of their number for
-the logarithmic barrier and 0.3 for that of Lee and Sidford, with copies of all
-of them like 0.8, 0.4 and 0; a step size of the order 1 / sqrt(d) that is too
-long in spectrahedra; sketched walks that keep their law; long boxes that cost
-nothing; and the core metabolism of E. coli unrounded at an R-hat of about 1.1,
-where hit and run is at 1.6. Of the accepted ranges three are missed narrowly.
-smoke: seconds, decides nothing. full, one accelerator, not run yet: also a
-polytope of 500 dimensions and the network iJO1366.
+cpu, 2 cores that nothing else uses: about six minutes. Expect "reproduced":
+with one pair of facets repeated steps grow like the power 0.8 of the number of
+copies for the logarithmic barrier, 0.3 for that of Lee and Sidford with four
+iterations for its weights and not at all with sixteen; with all of them
+repeated like 1, 1/2 and 0; a step size of the order 1 / sqrt(d) is
+too long in spectrahedra; sketched walks keep their law; long boxes cost
+nothing; the core metabolism of E. coli mixes unrounded, as hit and run does
+not. smoke: seconds, decides nothing. full, one accelerator, not run yet: also
+a polytope of 500 dimensions and the network iJO1366.
 """
 
 import ml_collections
@@ -32,7 +32,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
 
   # Copies of one pair of facets of a cube, with the best of these step sizes;
   # steps of a chain by barrier, for each number of copies.
-  config.kinds = ("log", "vaidya", "lee_sidford")
+  config.kinds = ("log", "vaidya", "lee_sidford", "lee_sidford_16")
   config.dim = 6
   config.repeats = (1, 8, 64, 512)
   config.slope_over = (8, 64)
@@ -40,13 +40,17 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.facet_steps = ml_collections.ConfigDict()
   config.facet_steps.log = (8000, 16_000, 30_000, 40_000)
   config.facet_steps.vaidya = (8000, 8000, 16_000, 10_000)
-  config.facet_steps.lee_sidford = (8000, 16_000, 20_000, 3000)
-  # Copies of all facets, with a step size of 1.
+  config.facet_steps.lee_sidford = (8000, 24_000, 24_000, 3000)
+  config.facet_steps.lee_sidford_16 = (4000, 8000, 8000, 2000)
+  # Copies of all facets, with one step size, so small that nearly all steps are
+  # accepted.
+  config.kinds_all = ("log", "vaidya", "lee_sidford")
+  config.all_step_size = 0.5
   config.repeats_all = (4, 16, 64)
   config.all_steps = ml_collections.ConfigDict()
-  config.all_steps.log = (4000, 10_000, 30_000)
-  config.all_steps.vaidya = (4000, 6000, 10_000)
-  config.all_steps.lee_sidford = (3000, 3000, 2000)
+  config.all_steps.log = (10_000, 24_000, 50_000)
+  config.all_steps.vaidya = (10_000, 16_000, 24_000)
+  config.all_steps.lee_sidford = (8000, 8000, 6000)
   # In the picture of a hexagon.
   config.shown_repeats = 64
 
@@ -55,6 +59,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.cone_chains, config.cone_steps = 256, 40
 
   # Constraints, or rows of a matrix, and dimensions; rows of sketches.
+  config.sketched = ("polytope", "spectrahedron")
   config.sketch_sizes = ml_collections.ConfigDict()
   config.sketch_sizes.polytope = (1000, 10)
   config.sketch_sizes.spectrahedron = (16, 3)
@@ -83,13 +88,15 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
     "coordinate hit and run",
     "rounded hit and run",
   )
-  config.body_chains, config.body_steps = 32, 20_000
-  config.body_thin, config.body_warmup = 20, 1000
+  config.body_chains, config.body_steps = 32, 40_000
+  config.body_thin, config.body_warmup = 40, 1000
   config.body_shares = (0.0625, 0.125, 0.25, 0.5, 1.0)
 
   config.accepted = ml_collections.ConfigDict()
   # At least, for the logarithmic barrier; at most, for that of Lee and Sidford.
   config.accepted.log_slope, config.accepted.lee_sidford_slope = 0.6, 0.35
+  # None at all, where the weights have converged.
+  config.accepted.lee_sidford_16_slope = (-0.15, 0.15)
   # What the scaling of the Hessian says: 1, 1/2, 0.
   config.accepted.all_slope = ml_collections.ConfigDict()
   config.accepted.all_slope.log = (0.85, 1.15)
@@ -104,7 +111,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
 
   if tier == "smoke":
     config.chains, config.thin = 16, 5
-    config.kinds = ("lee_sidford",)
+    config.kinds = config.kinds_all = ("log",)
     config.repeats, config.slope_over = (1, 4), (1, 4)
     config.step_sizes = (1.6, 2.4)
     config.repeats_all = (1, 4)
@@ -112,18 +119,18 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
       steps.update(dict.fromkeys(steps, (100, 100)))
     config.cone_sizes = (2,)
     config.cone_chains, config.cone_steps = 32, 10
+    config.sketched = ("polytope",)
     config.sketch_sizes.polytope = (40, 3)
-    config.sketch_sizes.spectrahedron = (4, 2)
-    config.sketch_rows.polytope = config.sketch_rows.spectrahedron = (8,)
+    config.sketch_rows.polytope = (8,)
     config.sketch_steps, config.sketch_burn_in = 10, 2
     config.soft_step_sizes = (0.2, 1.0)
     config.soft_chains, config.soft_steps = 8, 100
     config.aspects, config.aspect_steps = (10.0,), 100
     config.bodies = config.shown_bodies = ("birkhoff3",)
-    config.walks = ("Dikin", "hit and run")
+    config.walks = ("Dikin",)
     config.body_chains, config.body_steps = 8, 200
     config.body_thin, config.body_warmup = 10, 20
-    config.body_shares = (0.5, 1.0)
+    config.body_shares = (1.0,)
   elif tier == "full":
     config.chains = 1024
     config.repeats_all = (4, 16, 64, 256)

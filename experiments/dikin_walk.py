@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -49,7 +50,20 @@ from jaxattn.sampling import (
 _COINS = ("fresh", "common")
 _BIRKHOFF, _ROUNDED = "birkhoff", "rounded hit and run"
 _THRESHOLDS = ("none", "smoothness", "lipschitz")
-_LABELS = {"log": "log", "vaidya": "Vaidya", "lee_sidford": "Lee-Sidford"}
+_BARRIERS: dict[str, dict[str, Any]] = {
+  "log": {"kind": "log"},
+  "vaidya": {"kind": "vaidya"},
+  "lee_sidford": {"kind": "lee_sidford"},
+  "lee_sidford_16": {"kind": "lee_sidford", "num_iters": 16},
+}
+_LABELS = {
+  "log": "log",
+  "vaidya": "Vaidya",
+  "lee_sidford": "Lee-Sidford, 4 iterations",
+  "lee_sidford_16": "Lee-Sidford, 16 iterations",
+}
+# Of one coordinate, uniform in [-1, 1].
+_CUBE = 1 / 3
 
 # A ConfigDict: what type a field has is known at run time only.
 Config = Any
@@ -66,10 +80,12 @@ class SizedState(NamedTuple):
 def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
   """Runs the experiment; see the module's docstring."""
   wd = harness.open_workdir(workdir, config)
-  facets = _by_kind(wd, "facets", facets_point, config.repeats)
-  everywhere = _by_kind(wd, "everywhere", everywhere_point, config.repeats_all)
+  facets = _by_kind(wd, "facets", facets_point, config.kinds, config.repeats)
+  everywhere = _by_kind(
+    wd, "everywhere", everywhere_point, config.kinds_all, config.repeats_all
+  )
   cone = _sweep(wd, "cone", cone_point, config.cone_sizes)
-  sketches = _sweep(wd, "sketch", sketch_point, config.sketch_rows)
+  sketches = _sweep(wd, "sketch", sketch_point, config.sketched)
   soft = _sweep(wd, "threshold", threshold_point, _THRESHOLDS)
   thin = _sweep(wd, "aspect", aspect_point, config.aspects)
   bodies = {name: _body(wd, name) for name in config.bodies}
@@ -113,17 +129,20 @@ def _sweep(
 
 
 def _by_kind(
-  wd: harness.Workdir, what: str, point: Any, repeats: tuple[int, ...]
+  wd: harness.Workdir,
+  what: str,
+  point: Any,
+  kinds: Iterable[str],
+  repeats: tuple[int, ...],
 ) -> dict[str, list[dict[str, Any]]]:
-  config: Config = wd.config
   return {
     kind: [
       wd.point(
-        f"{what}/{kind}/k={k}", functools.partial(point, config, kind, i)
+        f"{what}/{kind}/k={k}", functools.partial(point, wd.config, kind, i)
       )
       for i, k in enumerate(harness.progress(repeats, f"{what}, {kind}"))
     ]
-    for kind in config.kinds
+    for kind in kinds
   }
 
 
@@ -158,15 +177,30 @@ def sized(walk: SamplingAlgorithm) -> SamplingAlgorithm:
   return SamplingAlgorithm(init, step)
 
 
-def autocorrelation_time(draws: jax.Array, thin: int) -> np.ndarray:
-  """Steps for one independent draw, by coordinate."""
-  num_steps = draws.shape[0] * draws.shape[1] * thin
-  return num_steps / np.asarray(effective_sample_size(draws))
+def autocorrelation_time(draws: Any, thin: int, variance: float) -> np.ndarray:
+  """Steps for one independent draw, by coordinate; means are known to be 0.
+
+  With known moments chains need not be long: estimates of effective sample
+  sizes that take moments from the chains are too small where many of them are
+  short. Autocorrelations are summed up to five times what they sum to; if
+  chains end before twice that, over half of their length, which is too little.
+  """
+  x = np.asarray(draws)
+  num = x.shape[1]
+  spectrum = np.fft.rfft(x, 2 * num, axis=1)
+  sums = np.fft.irfft(np.abs(spectrum) ** 2, 2 * num, axis=1)[:, :num].mean(0)
+  lags = np.arange(num)[:, None]
+  correlation = sums / (num - lags) / variance
+  times = 2 * np.cumsum(correlation, 0) - correlation[:1]
+  last = num // 2
+  enough = lags[:last] >= 2.5 * times[:last]
+  window = np.where(enough.any(0), enough.argmax(0), last)
+  return thin * np.take_along_axis(times, window[None], 0)[0]
 
 
-def per_thousand(draws: jax.Array, thin: int) -> float:
+def per_thousand(draws: Any, thin: int, variance: float) -> float:
   """Independent draws in 1000 steps, of the worst coordinate."""
-  return float(1000 / autocorrelation_time(draws, thin).max())
+  return float(1000 / autocorrelation_time(draws, thin, variance).max())
 
 
 # --- facets ---
@@ -174,51 +208,55 @@ def per_thousand(draws: jax.Array, thin: int) -> float:
 
 def facets_point(config: Config, kind: str, i: int) -> dict[str, Any]:
   """Steps for a draw if one pair of facets is repeated, at the best size."""
-  num, num_steps, thin = config.chains, config.facet_steps[kind][i], config.thin
+  num, half, thin = config.chains, config.facet_steps[kind][i] // 2, config.thin
   d, sizes = config.dim, np.asarray(config.step_sizes)
   with jax.enable_x64(True):
     body = _convex_bodies.repeated_box(d, config.repeats[i], everywhere=False)
-    walk = sized(dikin_walk(None, body, kind=kind))
+    walk = sized(dikin_walk(None, body, **_BARRIERS[kind]))
 
-    def draw(seed: int, sizes: np.ndarray) -> tuple[Any, Any]:
-      starts = _convex_bodies.box_draws(seed, num, d)
-      starts = jnp.column_stack([starts, jnp.asarray(sizes)])
+    def draw(seed: int, starts: jax.Array) -> tuple[jax.Array, Any]:
       key = jax.random.key(seed)
-      draws, infos, _ = sample_chains(key, walk, starts, num_steps, thin=thin)
-      return draws[..., :d], infos.acceptance_rate.mean(1)
+      draws, infos, _ = sample_chains(key, walk, starts, half, thin=thin)
+      return draws, infos.acceptance_rate.mean()
 
-    each = num // len(sizes)
-    pilot, _ = draw(config.seed, np.repeat(sizes, each))
+    def start(seed: int, sizes: np.ndarray) -> jax.Array:
+      x = _convex_bodies.box_draws(seed, num, d)
+      return jnp.column_stack([x, jnp.asarray(sizes)])
+
+    seed, each = config.seed, num // len(sizes)
+    pilot, _ = draw(seed, start(seed, np.repeat(sizes, each)))
     times = [
-      autocorrelation_time(draws, thin).max()
-      for draws in jnp.split(pilot, len(sizes))
+      autocorrelation_time(draws, thin, _CUBE).max()
+      for draws in jnp.split(pilot[..., :d], len(sizes))
     ]
     best = sizes[int(np.argmin(times))]
     # Other coins than those that chose it.
-    draws, rates = draw(config.seed + 1, np.full(num, best))
+    first, _ = draw(seed + 1, start(seed + 1, np.full(num, best)))
+    second, rate = draw(seed + 2, first[:, -1])
+    draws = jnp.concatenate([first, second], 1)[..., :d]
     return {
-      "times": autocorrelation_time(draws, thin),
+      "times": autocorrelation_time(draws, thin, _CUBE),
       "step_size": best,
-      "acceptance": float(rates.mean()),
+      "acceptance": float(rate),
       "pilot": np.array(times),
     }
 
 
 def everywhere_point(config: Config, kind: str, i: int) -> dict[str, Any]:
-  """Steps for a draw if all facets are repeated, at a step size of 1."""
+  """Steps for a draw if all facets are repeated, at one step size."""
   d, thin = config.dim, config.thin
   with jax.enable_x64(True):
     k = config.repeats_all[i]
     body = _convex_bodies.repeated_box(d, k, everywhere=True)
     draws, infos, _ = sample_chains(
       jax.random.key(config.seed),
-      dikin_walk(None, body, kind=kind),
+      dikin_walk(None, body, step_size=config.all_step_size, **_BARRIERS[kind]),
       _convex_bodies.box_draws(config.seed, config.chains, d),
       config.all_steps[kind][i],
       thin=thin,
     )
     return {
-      "times": autocorrelation_time(draws, thin),
+      "times": autocorrelation_time(draws, thin, _CUBE),
       "acceptance": float(infos.acceptance_rate.mean()),
     }
 
@@ -340,7 +378,10 @@ def threshold_point(config: Config, which: str) -> dict[str, Any]:
         infos.acceptance_rate.reshape(len(sizes), -1).mean(1)
       ),
       "per_thousand": np.array(
-        [per_thousand(x, thin) for x in jnp.split(draws[..., :d], len(sizes))]
+        [
+          per_thousand(x, thin, sigma**2)
+          for x in jnp.split(draws[..., :d], len(sizes))
+        ]
       ),
     }
 
@@ -367,7 +408,7 @@ def aspect_point(config: Config, aspect: float) -> dict[str, float]:
         config.aspect_steps,
         thin=thin,
       )
-      found[name] = per_thousand(draws @ to_cube.T, thin)
+      found[name] = per_thousand(draws @ to_cube.T, thin, _CUBE)
   return found
 
 
@@ -391,8 +432,9 @@ def load_body(name: str) -> dict[str, Any]:
 def body_point(
   config: Config, body: dict[str, Any], which: str
 ) -> dict[str, Any]:
-  """R-hat from a cold start by the steps taken; draws by steps and seconds.
+  """R-hat by the steps taken; draws by steps and by seconds.
 
+  All chains start from one point, and as many steps as are looked at go before.
   ``excess``: distance of means from the offset of the map, in standard errors,
   which for doubly stochastic matrices is their mean.
   """
@@ -409,18 +451,16 @@ def body_point(
     begin = time.perf_counter()
     warm = _body_draws(config, walk, config.seed + 1, cold[:, -1])
     seconds = time.perf_counter() - begin
-    cold, warm = (
-      jnp.asarray(np.asarray(x) @ matrix.T + offset) for x in (cold, warm)
-    )
-    size = float(effective_sample_size(warm).min())
-    lengths = [int(share * cold.shape[1]) for share in config.body_shares]
+    draws = jnp.asarray(np.asarray(warm) @ matrix.T + offset)
+    size = float(effective_sample_size(draws).min())
+    lengths = [int(share * draws.shape[1]) for share in config.body_shares]
     r_hat = [
-      float(potential_scale_reduction(cold[:, :num]).max()) for num in lengths
+      float(potential_scale_reduction(draws[:, :num]).max()) for num in lengths
     ]
   thousands = config.body_chains * config.body_steps / 1000
   return {
     "r_hat": np.array(r_hat),
-    "excess": _z_score(warm, body["offset"]),
+    "excess": _z_score(draws, body["offset"]),
     "per_thousand": size / thousands,
     "per_second": size / seconds,
   }
@@ -474,12 +514,13 @@ def _facet_checks(
   ranges = {
     "log": (accepted.log_slope, np.inf),
     "lee_sidford": (-np.inf, accepted.lee_sidford_slope),
+    "lee_sidford_16": accepted.lee_sidford_16_slope,
   }
   for kind in config.kinds:
     slope = _slope(config.repeats, _worst(facets[kind]), config.slope_over)
     name = f"exponent of steps in copies of a facet, {_LABELS[kind]}"
     checks.append(harness.Check(name, slope, *ranges.get(kind, ())))
-  for kind in config.kinds:
+  for kind in config.kinds_all:
     times, repeats = _mean(everywhere[kind]), config.repeats_all
     name = f"exponent in copies of all facets, {_LABELS[kind]}"
     slope = _slope(repeats, times, repeats)
@@ -641,7 +682,7 @@ def _figure_data(
 ) -> dict[str, Any]:
   data = {f"steps, {kind}": _worst(facets[kind]) for kind in config.kinds}
   data |= {
-    f"steps, all, {kind}": _mean(everywhere[kind]) for kind in config.kinds
+    f"steps, all, {kind}": _mean(everywhere[kind]) for kind in config.kinds_all
   }
   data |= {
     f"cone, {key}": [point[key] for point in cone.values()]
@@ -694,7 +735,7 @@ def _draw(
   _draw_facets(axes[0, 1], config, facets)
   _draw_everywhere(axes[0, 2], config, everywhere)
   _draw_cone(axes[1, 0], cone)
-  for ax, which in zip(axes[1, 1:], ("polytope", "spectrahedron"), strict=True):
+  for ax, which in zip(axes[1, 1:], config.sketched):
     _draw_sketch(ax, config, which, sketches[which])
   _draw_threshold(axes[2, 0], config, soft)
   _draw_aspect(axes[2, 1], config, thin)
@@ -708,21 +749,25 @@ def _draw_ellipses(ax: Axes, config: Config) -> None:
   sides = np.column_stack([np.cos(angles), np.sin(angles)])
   corners = np.column_stack([np.cos(angles - np.pi / 6)] * 2)
   corners[:, 1] = np.sin(angles - np.pi / 6)
-  ax.fill(*(corners * 2 / 3**0.5).T, fill=False, edgecolor=harness.PALETTE[5])
+  corners *= 2 / 3**0.5
+  ax.fill(*corners.T, fill=False, edgecolor=harness.PALETTE[5])
+  ax.plot(*corners[1:3].T, color=harness.PALETTE[5], lw=6, alpha=0.5)
   times = config.shown_repeats
   a = jnp.asarray(np.repeat(sides, [1, times, 1, 1, 1, 1], axis=0))
   turn = np.linspace(0, 2 * np.pi, 100)
   circle = np.column_stack([np.cos(turn), np.sin(turn)])
-  points = [(0.0, y) for y in (-0.75, 0.0, 0.75)] + [(0.55, 0.2), (-0.55, 0.2)]
+  points = (0.0, 0.55), (0.0, -0.45)
   ways = (
     ("log", jnp.asarray(sides), "log, once", "-"),
     ("log", a, f"log, {times} times", "--"),
-    ("lee_sidford", a, f"Lee-Sidford, {times} times", "-"),
+    ("lee_sidford_16", a, f"Lee-Sidford, {times} times", "-"),
   )
   for (kind, rows, label, style), color in zip(ways, harness.PALETTE):
     body = Polytope(rows, jnp.ones(len(rows)))
     for i, point in enumerate(points):
-      hessian = np.asarray(barrier_hessian(body, jnp.array(point), kind=kind))
+      hessian = np.asarray(
+        barrier_hessian(body, jnp.array(point), **_BARRIERS[kind])
+      )
       edge = circle @ np.linalg.inv(np.linalg.cholesky(hessian))
       ax.plot(
         *(edge + point).T,
@@ -733,42 +778,44 @@ def _draw_ellipses(ax: Axes, config: Config) -> None:
   ax.set(
     title="Dikin ellipsoids, the side on top written often",
     aspect="equal",
-    ylim=(-1.2, 1.75),
-    xticks=[],
-    yticks=[],
+    xlim=(-1.8, 1.8),
+    ylim=(-1.1, 1.75),
   )
-  ax.grid(visible=False)
-  ax.legend(loc="upper left", ncols=1)
+  ax.axis("off")
+  ax.legend(loc="upper center")
 
 
 def _draw_facets(ax: Axes, config: Config, facets: dict[str, Any]) -> None:
   lengths = 2 * config.dim + 2 * (np.array(config.repeats) - 1)
+  first, last = min(config.slope_over), max(config.slope_over)
   for kind in config.kinds:
     times = _worst(facets[kind])
     slope = _slope(config.repeats, times, config.slope_over)
-    label = f"{_LABELS[kind]}: slope in copies {slope:.2f}"
+    label = f"{_LABELS[kind]}: {slope:.2f}"
     ax.loglog(lengths, times, "o-", label=label)
   ax.set(
     title=f"One pair of facets repeated (cube, d = {config.dim})",
     xlabel="n, number of constraints",
     ylabel="steps for a draw, best step size",
   )
-  ax.legend()
+  _label_x(ax, lengths)
+  ax.legend(title=f"slope in copies, {first} to {last}", loc="upper left")
 
 
 def _draw_everywhere(
   ax: Axes, config: Config, everywhere: dict[str, Any]
 ) -> None:
   repeats = config.repeats_all
-  for kind in config.kinds:
+  for kind in config.kinds_all:
     times = _mean(everywhere[kind])
     label = f"{_LABELS[kind]}: slope {_slope(repeats, times, repeats):.2f}"
     ax.loglog(2 * config.dim * np.array(repeats), times, "o-", label=label)
   ax.set(
     title=f"All facets repeated (cube, d = {config.dim})",
     xlabel="n, number of constraints",
-    ylabel="steps for a draw, step size 1",
+    ylabel=f"steps for a draw, step size {config.all_step_size:g}",
   )
+  _label_x(ax, 2 * config.dim * np.array(repeats))
   ax.legend()
 
 
@@ -796,6 +843,7 @@ def _draw_sketch(
   ):
     label = f"{coins} coins"
     ax.semilogx(config.sketch_rows[which], rates, style, label=label)
+  _label_x(ax, config.sketch_rows[which])
   ax.axhline(found["exact"], color=harness.PALETTE[2], ls="--", label="exact")
   ax.set(
     title=f"Sketched Hessian, {which} (n = {n}, d = {d})",
@@ -816,6 +864,7 @@ def _draw_threshold(ax: Axes, config: Config, soft: dict[str, Any]) -> None:
     xlabel="step size r",
     ylabel="draws in 1000 steps",
   )
+  _label_x(ax, config.soft_step_sizes)
   ax.legend()
 
 
@@ -838,11 +887,19 @@ def _draw_bodies(ax: Axes, config: Config, bodies: dict[str, Any]) -> None:
       label = f"{walk}, {name}"
       ax.loglog(steps, r_hat - 1, style, color=color, label=label)
   ax.set(
-    title="Fluxes of a metabolic network, from one point",
-    xlabel="steps of a chain",
+    title="Fluxes of a metabolic network",
+    xlabel=f"steps of a chain, after {config.body_steps} that are dropped",
     ylabel="R-hat less 1, worst coordinate",
   )
+  _label_x(ax, steps)
   ax.legend()
+
+
+def _label_x(ax: Axes, values: Any) -> None:
+  """Labels what was measured, and nothing else."""
+  ax.xaxis.set_major_locator(ticker.FixedLocator(list(values)))
+  ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:g}"))
+  ax.xaxis.set_minor_locator(ticker.NullLocator())
 
 
 if __name__ == "__main__":
