@@ -48,8 +48,8 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.num_histories, config.num_samples = 128, 64
 
   # Efficiency: evaluations of the velocity, a multiple of 4; tolerances.
-  config.evaluations = (4, 8, 16, 32, 64, 128)
-  config.fit_from = 32
+  config.evaluations = (4, 8, 16, 32, 64, 128, 256, 512)
+  config.fit_from = 128
   config.tolerances = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
   config.num_paths = 256
   config.reference_steps = 512

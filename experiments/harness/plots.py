@@ -15,6 +15,7 @@ from jaxattn.scaling import Slope, fit_slope
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes
+  from matplotlib.axis import Axis
   from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, told apart under every common colour blindness, in
@@ -113,6 +114,9 @@ def save_figure(
   """
   import matplotlib.pyplot as plt
 
+  for ax in figure.axes:
+    _thin_labels(ax.xaxis)
+    _thin_labels(ax.yaxis)
   if jax.process_index() == 0:
     _save(figure, workdir.path / "figure.png", {})
     # No date, so that the same data give the same file.
@@ -132,6 +136,25 @@ def _label_values(ax: "Axes") -> None:
     ax.xaxis.set_major_locator(ticker.FixedLocator(list(values)))
     ax.xaxis.set_major_formatter(ticker.FuncFormatter(lambda x, _: f"{x:g}"))
     ax.xaxis.set_minor_locator(ticker.NullLocator())
+
+
+def _thin_labels(axis: "Axis") -> None:
+  """Labels 2 and 5 between powers of ten if these are few: more would touch."""
+  from matplotlib import ticker
+
+  if not isinstance(axis.get_minor_formatter(), ticker.LogFormatter):
+    return
+  low, high = axis.get_view_interval()
+  labels = {2, 5} if high / low < 100 else set[int]()
+  powers = axis.get_major_formatter()
+
+  def label(x: float, place: int | None) -> str:
+    digit = round(x / 10.0 ** np.floor(np.log10(x) + 1e-9))
+    if digit not in labels:
+      return ""
+    return f"{x:g}" if 1e-3 <= x < 1e5 else powers(x, place)
+
+  axis.set_minor_formatter(ticker.FuncFormatter(label))
 
 
 def _save(

@@ -46,6 +46,22 @@ def test_plot_loglog_labels_the_measured_x(figure):
   assert labels == ["256", "512", "1024", "2048", "4096"]
 
 
+@pytest.mark.parametrize(
+  ("end", "labels"),
+  [(900, ["50", "200", "500"]), (9000, []), (2e6, [])],
+)
+def test_save_figure_labels_few_ticks_between_powers(
+  figure, tmp_path, end, labels
+):
+  canvas, ax = figure
+  ax.loglog([25, end], [1, 10])
+  harness.save_figure(harness.open_workdir(tmp_path, toy.config()), canvas, {})
+  ticks = ax.get_xticklabels(minor=True)
+  low, high = ax.get_xlim()
+  found = [t.get_text() for t in ticks if low <= t.get_position()[0] <= high]
+  assert [text for text in found if text] == labels
+
+
 def test_save_figure_is_reproducible(figure, tmp_path):
   canvas, ax = figure
   ax.plot(X, Y)
