@@ -724,6 +724,8 @@ def _draw_laws(ax: Axes, config: Config, laws: Points) -> None:
     late = method in config.long_methods
     label = f"{method}, T = {config.long_span[1] if late else config.t_max:g}"
     harness.plot_loglog(ax, points["steps"], points["tv"], label=label)
+  # Room for the legend.
+  ax.set_ylim(bottom=ax.get_ylim()[0] / 30)
   ax.set(
     title="Exact total variation on a line",
     xlabel="N, steps",
@@ -743,6 +745,8 @@ def _draw_paths(ax: Axes, config: Config, laws: Points, paths: Points) -> None:
               label=f"of paths, N(0, {v:g})")  # fmt: skip
     ax.loglog(steps, paths["bound"][i], ":", color=color,
               label=f"its bound, N(0, {v:g})")  # fmt: skip
+  # Room for the legend.
+  ax.set_ylim(top=30 * ax.get_ylim()[1])
   ax.set(
     title="KL divergence of ddpm: samples, paths, bounds",
     xlabel="N, steps",
