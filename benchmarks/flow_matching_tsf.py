@@ -22,8 +22,8 @@ from jaxattn.sampling import flow_loss, integrate, sample_flow
 
 _TRAIN_BAR, _SAMPLE_BAR, _SCAN_BAR = 1.5, 1.5, 1 / 1.05
 _BATCH, _HORIZON, _HISTORY, _WIDTH, _STEPS = 256, 24, 24, 128, 50
-# Of the times in a network of torch and in ours.
-_TIMES = 32
+# Waves of the time, as in our network.
+_WAVES = 4
 _RATE = 1e-3
 
 
@@ -137,7 +137,7 @@ def torch_network() -> Any:
 
   torch.manual_seed(0)
   return torch.nn.Sequential(
-    torch.nn.Linear(_HORIZON + _HISTORY + _TIMES, _WIDTH),
+    torch.nn.Linear(_HORIZON + _HISTORY + 1 + 2 * _WAVES, _WIDTH),
     torch.nn.SiLU(),
     torch.nn.Linear(_WIDTH, _WIDTH),
     torch.nn.SiLU(),
@@ -149,12 +149,11 @@ def torch_velocity(network: Any) -> Callable[..., Any]:
   """(x, t, history) -> the velocity, with the same features of time."""
   import torch  # pyright: ignore[reportMissingImports]
 
-  half = torch.arange(_TIMES // 2)
-  rate = 1000.0 * 10_000.0 ** (-half / (_TIMES // 2))
+  rate = torch.pi * torch.arange(1, _WAVES + 1)
 
   def velocity(x: Any, t: Any, history: Any) -> Any:
-    angle = t.expand(len(x))[:, None] * rate
-    times = torch.cat([torch.sin(angle), torch.cos(angle)], 1)
+    t = t.expand(len(x))[:, None]
+    times = torch.cat([t, torch.sin(t * rate), torch.cos(t * rate)], 1)
     return network(torch.cat([x, history, times], 1))
 
   return velocity
