@@ -73,8 +73,9 @@ class FlowMLP(nn.Module):
   r"""A network of hidden layers: the smallest velocity of a forecast's flow.
 
   Its inputs are x, the history, t, and sine and cosine of :math:`\pi k t` for k
-  up to 4, so that it is smooth in time. Called as :class:`DiT` is: on x (B, T, C), t of shape () or (B,) and the
-  history (B, L, C). It returns (B, T, C), exactly 0 at first.
+  up to 4, so that it is smooth in time. Called as :class:`DiT` is: on x
+  (B, T, C), t of shape () or (B,) and the history (B, L, C). It returns
+  (B, T, C), exactly 0 at first.
 
   Attributes:
     horizon: T, steps to forecast.
@@ -360,7 +361,8 @@ def train_flow(
 def _time_features(t: jax.Array) -> jax.Array:
   """(B, 1 + 2 waves), in float32: t itself needs it."""
   t = t.astype(jnp.float32)[:, None]
-  angle = jnp.pi * jnp.arange(1.0, _TIME_WAVES + 1, dtype=jnp.float32) * t
+  waves = jnp.arange(1, _TIME_WAVES + 1, dtype=jnp.float32)
+  angle = jnp.pi * waves[None] * t
   return jnp.concatenate([t, jnp.sin(angle), jnp.cos(angle)], axis=1)
 
 
