@@ -514,7 +514,6 @@ def _facet_checks(
   ranges = {
     "log": (accepted.log_slope, np.inf),
     "lee_sidford": (-np.inf, accepted.lee_sidford_slope),
-    "lee_sidford_16": accepted.lee_sidford_16_slope,
   }
   for kind in config.kinds:
     slope = _slope(config.repeats, _worst(facets[kind]), config.slope_over)
