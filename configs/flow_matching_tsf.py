@@ -39,6 +39,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   # A transformer: width, layers, heads; its steps and learning rate.
   config.dit, config.dit_mode = (64, 3, 4), "joint"
   config.dit_steps, config.dit_rate = 800, 2e-3
+  config.dit_dtype = "float32"
 
   # Generalization: windows, weights of the regularizer.
   config.lengths = (32, 256, 2048)
@@ -76,7 +77,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.accepted.gain = 0.3
   config.accepted.best_weight = 1.0
   config.accepted.euler = (-1.1, -0.9)
-  config.accepted.midpoint = -1.9
+  config.accepted.midpoint = -2.0
   config.accepted.rk4 = (-4.3, -3.7)
   config.accepted.exact = 1e-12
   config.accepted.crps = 1.0
@@ -105,6 +106,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
     config.num_steps = 20_000
     config.dit, config.dit_steps = (384, 12, 6), 20_000
     config.dit_rate = 3e-4
+    config.dit_dtype = "bfloat16"
     config.real_steps, config.real_width = 20_000, 1024
     config.stride, config.real_samples = 1, 100
   return config

@@ -276,6 +276,7 @@ def dit_of(config: Config) -> DiT:
     num_layers=num_layers,
     num_heads=num_heads,
     history_mode=config.dit_mode,
+    dtype=jnp.dtype(config.dit_dtype),
   )
 
 

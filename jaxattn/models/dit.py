@@ -115,7 +115,7 @@ class DiT(nn.Module):
       for i, n in enumerate(tokens)
     ]
     self.segments = self.param("segments", normal, (2, self.width))
-    self.time = [_dense(self, self.width) for _ in range(2)]
+    self.time = [nn.Dense(self.width, dtype=jnp.float32) for _ in range(2)]
     self.blocks = [
       _Block(self.width, self.num_heads, self.dtype)
       for _ in range(self.num_layers)

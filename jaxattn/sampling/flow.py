@@ -37,7 +37,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import checkify
 
 from jaxattn import _checks
 from jaxattn.attention import softmax_attention
@@ -327,7 +326,7 @@ def polynomial_regularizer(
   _checks.check_shape("v", v, x_t.shape, "that of x_t")
   _checks.check_floating("v", v)
   _checks.check_shape("t", t, x_t.shape[:1], "(B,)")
-  _check_times(t)
+  schedules.check_times(t, 1.0)
   _checks.check_shape("basis", basis, (x_t.shape[1], None), "(T, K)")
   _checks.check_shape("weights", weights, basis.shape[1:], "(K,)")
   _checks.check_nonnegative("weights", weights)
@@ -628,16 +627,7 @@ def _check_points(x: jax.Array, t: jax.Array) -> None:
     raise ValueError("x must have 1 or more dimensions, got shape ()")
   if t.ndim:
     _checks.check_shape("t", t, x.shape[:-1], "x.shape[:-1]")
-  _check_times(t)
-
-
-def _check_times(t: jax.Array) -> None:
-  _checks.check_range("t", t, 0, 1)
-  if not _checks.is_concrete(t):
-    # Vanishes unless the caller is checkified.
-    checkify.debug_check(
-      ((t >= 0) & (t <= 1)).all(), "t must be in [0, 1], got {t}", t=t
-    )
+  schedules.check_times(t, 1.0)
 
 
 def _check_covariance(cov: jax.Array, d: int) -> None:

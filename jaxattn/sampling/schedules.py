@@ -24,10 +24,12 @@ equations, arXiv 2210.02747 for the straight path; the exact steps of
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import checkify
 
 from jaxattn import _checks
 
@@ -213,7 +215,10 @@ def path_sample(
     Both (..., d), in the dtype of ``y``.
 
   Raises:
-    ValueError: if ``y`` is not floating or ``t`` has another shape.
+    ValueError: if ``y`` is not floating, ``t`` has another shape, or a time is
+      before 0 or, on :func:`straight`, after 1.
+    checkify.JaxRuntimeError: for the last of these from ``err.throw()`` of a
+      checkified caller, where times are traced.
 
   Cost:
     O(size of y).
@@ -236,11 +241,24 @@ def path_sample(
   t = jnp.asarray(t, y.dtype)
   if t.ndim:
     _checks.check_shape("t", t, y.shape[:-1], "y.shape[:-1]")
-    t = t[..., None]
+  check_times(t, schedule.data_time or math.inf)
+  t = t[..., None] if t.ndim else t
   a, b = schedule.signal(t), schedule.noise(t)
   z = jax.random.normal(rng, y.shape, y.dtype)
   noise_rate = schedule.variance_rate(t) / b
   return a * y + b * z, schedule.signal_rate(t) * y + noise_rate * z
+
+
+def check_times(t: jax.Array, high: float) -> None:
+  """Raises unless times are in [0, high]."""
+  _checks.check_range("t", t, 0, high)
+  if not _checks.is_concrete(t):
+    # Vanishes unless the caller is checkified.
+    checkify.debug_check(
+      ((t >= 0) & (t <= high)).all(),
+      f"t must be in [0, {high}], got {{t}}",
+      t=t,
+    )
 
 
 def time_grid(

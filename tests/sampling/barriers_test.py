@@ -64,7 +64,7 @@ def _cone_point(n):
   return Spectrahedron(mats, jnp.zeros((n, n))), x
 
 
-@pytest.mark.parametrize("n", [2, 4])
+@pytest.mark.parametrize("n", [2, 3, 4, 6, 8])
 def test_the_cone_of_positive_matrices(n):
   """Where both of the theorem's quantities are known."""
   body, x = _cone_point(n)

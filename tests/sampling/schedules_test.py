@@ -239,6 +239,18 @@ def test_refused_grids(options, message):
     (lambda: straight(1.0), "sigma_min must be below 1, got 1"),
     (
       lambda: path_sample(
+        jax.random.key(0), jnp.ones((4, 2)), 1.5, schedule=straight()
+      ),
+      "t must be in [0, 1.0], got 1.5",
+    ),
+    (
+      lambda: path_sample(
+        jax.random.key(0), jnp.ones((4, 2)), -0.5, schedule=ou()
+      ),
+      "t must be in [0, inf], got -0.5",
+    ),
+    (
+      lambda: path_sample(
         jax.random.key(0), jnp.ones((4, 2)), jnp.ones(3), schedule=ou()
       ),
       "t must have shape (4,) = y.shape[:-1], got (3,)",

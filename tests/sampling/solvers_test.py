@@ -62,7 +62,7 @@ def test_flow_map_of_a_gaussian():
 
 @pytest.mark.parametrize(
   ("method", "low", "high"),
-  [("euler", -1.1, -0.9), ("midpoint", -9, -1.9), ("heun", -2.2, -1.8),
+  [("euler", -1.1, -0.9), ("midpoint", -9, -2), ("heun", -2.2, -1.8),
    ("rk4", -4.2, -3.8)],
 )  # fmt: skip
 def test_orders_on_the_straight_path(method, low, high):
@@ -78,7 +78,7 @@ def test_orders_on_the_straight_path(method, low, high):
   slope = np.log(errors[1] / errors[0]) / np.log(sizes[1] / sizes[0])
   assert low <= slope <= high
   if method == "rk4":
-    assert errors[-1] < 1e-7
+    assert errors[-1] < 1e-9
 
 
 def test_adaptive_steps_on_the_straight_path():

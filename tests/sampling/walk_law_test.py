@@ -149,7 +149,7 @@ def test_correlation_matrices(n):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n", [2, 4])
+@pytest.mark.parametrize("n", [2, 3, 4])
 def test_positive_matrices_of_bounded_trace(n):
   d = n * (n + 1) // 2
   starts = _bodies.psd_cone_draws(0, _CHAINS, n)
@@ -216,16 +216,7 @@ def test_sketched_walks_are_exact(which, num_rows, coins):
 def test_quadratic_terms_are_needed(monkeypatch):
   """Without them a sketched walk has another law."""
   walk = _sketched("spectrahedron", 16, "fresh")
-  original = jnp.sum
-
-  def no_sum(x, *args, **kwargs):
-    return 0 * original(x, *args, **kwargs)
-
-  class Numpy:
-    def __getattr__(self, name):
-      return no_sum if name == "sum" else getattr(jnp, name)
-
-  monkeypatch.setattr(walk_module, "jnp", Numpy())
+  monkeypatch.setattr(walk_module, "_half_squares", lambda x: 0.0)
   draws, _ = _draws(walk, _bodies.uniform_simplex(0, _CHAINS, 3))
   with pytest.raises(AssertionError):
     _assert_simplex(draws)

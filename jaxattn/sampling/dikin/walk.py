@@ -147,7 +147,7 @@ def dikin_walk(
       0.2".
 
   Cost:
-    A step O(n d^2 + d^3), times 2 for ``"vaidya"`` and ``num_iters`` + 2 for
+    A step O(n d^2 + d^3), times 3 for ``"vaidya"`` and 2 ``num_iters`` + 1 for
     ``"john"`` and ``"lee_sidford"``; in a spectrahedron O(d n^3 + d^2 n^2).
     Twice that for a sketched walk, but O(s d n^2) instead of the second term
     with :class:`TensorSRHT`. Memory n d^2, shared by all chains; if that is
@@ -366,7 +366,7 @@ def _step(
   logdensity = bodies.logdensity(logdensity_fn, jnp.where(inside, z, x))
   log_ratio = logdensity - state.logdensity + _log_det(at_z) - _log_det(at_x)
   # The move itself, not z - x, which in float32 has lost its digits.
-  log_ratio += (normal @ normal - jnp.sum((move @ at_z) ** 2)) / 2
+  log_ratio += _half_squares(normal) - _half_squares(move @ at_z)
   log_ratio = jnp.where(inside & ~jnp.isnan(log_ratio), log_ratio, -jnp.inf)
   accepted = jnp.log(jax.random.uniform(rng_accept, (), dtype)) < log_ratio
   if options.lazy:
@@ -408,6 +408,10 @@ def _rescale(chol: jax.Array, step_size: Any, threshold: float) -> jax.Array:
   eye = jnp.eye(len(chol), dtype=chol.dtype)
   metric = chol @ chol.T + (step_size**2 - 1) * threshold * eye
   return jnp.linalg.cholesky(metric) / step_size
+
+
+def _half_squares(x: jax.Array) -> jax.Array:
+  return x @ x / 2
 
 
 def _log_det(chol: jax.Array) -> jax.Array:
