@@ -1,13 +1,12 @@
 """What does one call over widths and seeds save?
 
 Gradient descent of a two-layer network, from a new process to the last number:
-compilation counts, since that is what a sweep is made of. Peers: a Python loop
-over seeds and widths around a compiled run, as one writes it at first; and
-``"padded"`` and ``"buckets"`` against ``"per_width"``, for long runs and short.
+compilation counts, since that is much of a sweep. Peers: a Python loop over
+seeds and widths around a run compiled for each width; and ``"padded"`` and
+``"buckets"`` against ``"per_width"``, for long runs and short.
 """
 
 import functools
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,61 +19,45 @@ from jax import lax
 from benchmarks import _race
 from jaxattn.scaling import sweep
 
-_LOOP_BAR = 1.0
 _WIDTHS = tuple(2**k for k in range(5, 12))
 _DATA, _DIM, _SEEDS = 128, 32, 4
 _LONG, _SHORT = 300, 20
+# What padding costs in arithmetic. Which of the rest wins is the question.
+_BARS = {("padded", "compiled before", _LONG): 3.5}
 
 
 def main(argv: list[str]) -> None:
   """Runs all races and rewrites the section of RESULTS.md."""
   del argv
   rows = [
-    *against_loop(_LONG),
-    *against_padded(_LONG, "with compilation", _cold),
-    *against_padded(_LONG, "compiled before", _race.race),
-    *against_padded(_SHORT, "with compilation", _cold),
+    *race("per_width", ("loop",), _LONG),
+    *race("per_width", ("padded", "buckets"), _LONG),
+    *race("per_width", ("padded", "buckets"), _SHORT),
   ]
   _race.publish("width_sweep", "Sweeps over widths and seeds", rows)
 
 
-def against_loop(num_steps: int) -> list[_race.Row]:
-  """One compiled run for each width, called for each seed, or ours."""
-  question = f"widths 32 to 2048, {_SEEDS} seeds, {num_steps} steps: loop"
+def race(ours: str, peers: tuple[str, ...], num_steps: int) -> list[_race.Row]:
+  """With and without compilation."""
   contestants = {
-    "ours": functools.partial(_sweep, num_steps),
-    "loop": functools.partial(_loop, num_steps),
-  }
-  return [
-    _race.ratio(
-      f"{question} / per_width, with compilation",
-      _cold(contestants),
-      "ours",
-      "loop",
-      _LOOP_BAR,
-    ),
-  ]
-
-
-def against_padded(
-  num_steps: int,
-  what: str,
-  run: Callable[..., dict[str, list[float]]],
-) -> list[_race.Row]:
-  """Methods of the sweep against each other; which wins is the question."""
-  contestants = {
-    method: functools.partial(_sweep, num_steps, method=method)
-    for method in ("per_width", "padded", "buckets")
-  }
-  seconds = run(contestants, rounds=3)
-  return [
-    _race.ratio(
-      f"{num_steps} steps, {what}: {peer} / per_width",
-      seconds,
-      "per_width",
-      peer,
+    name: functools.partial(
+      _loop if name == "loop" else _sweep, name, num_steps
     )
-    for peer in ("padded", "buckets")
+    for name in (ours, *peers)
+  }
+  runs = {"with compilation": _cold, "compiled before": _race.race}
+  return [
+    _race.ratio(
+      f"widths {_WIDTHS[0]} to {_WIDTHS[-1]}, {_SEEDS} seeds, {num_steps} "
+      f"steps, {what}: {peer} / {ours}",
+      seconds,
+      ours,
+      peer,
+      _BARS.get((peer, what, num_steps)),
+    )
+    for what, run in runs.items()
+    for seconds in [run(contestants, rounds=3)]
+    for peer in peers
   ]
 
 
@@ -89,17 +72,16 @@ def _cold(
       start = time.perf_counter()
       jax.block_until_ready(run())
       seconds[name].append(time.perf_counter() - start)
-  medians = {name: statistics.median(s) for name, s in seconds.items()}
-  print("seconds, cold:", medians)
   return seconds
 
 
-def _sweep(num_steps: int, method: str = "per_width") -> Any:
+def _sweep(method: str, num_steps: int) -> Any:
   fn = _training(num_steps)
   return sweep(jax.random.key(0), fn, _WIDTHS, _SEEDS, method=method).values
 
 
-def _loop(num_steps: int) -> list[jax.Array]:
+def _loop(name: str, num_steps: int) -> list[jax.Array]:
+  del name
   run = jax.jit(_training(num_steps), static_argnums=1)
   rng = jax.random.key(0)
   return [

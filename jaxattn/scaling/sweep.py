@@ -134,11 +134,10 @@ def sweep(
   found: dict[int, Any] = {}
   for group in groups:
     values = _run(
-      rng,
+      _keys(rng, jnp.array(group.widths, jnp.int32), num_seeds),
       fn=fn,
       group=group,
       padded=padded,
-      num_seeds=num_seeds,
       memory_limit=memory_limit,
       mesh=mesh,
     )
@@ -230,24 +229,30 @@ def _one(
   return fn(rng, size)
 
 
+@functools.partial(jax.jit, static_argnums=2)
+def _keys(rng: jax.Array, widths: jax.Array, num_seeds: int) -> jax.Array:
+  """(W, S), apart from the programs: widths share it, and it is slow to make.
+
+  Each key is that of its width and its seed alone.
+  """
+  fold = jax.random.fold_in
+
+  def of_width(width: jax.Array) -> jax.Array:
+    rng_width = fold(rng, width)
+    return jax.vmap(lambda seed: fold(rng_width, seed))(jnp.arange(num_seeds))
+
+  return jax.vmap(of_width)(widths)
+
+
 @functools.partial(
-  jax.jit,
-  static_argnames=(
-    "fn",
-    "group",
-    "padded",
-    "num_seeds",
-    "memory_limit",
-    "mesh",
-  ),
+  jax.jit, static_argnames=("fn", "group", "padded", "memory_limit", "mesh")
 )
 def _run(
-  rng: jax.Array,
+  keys: jax.Array,
   *,
   fn: Callable[..., Any],
   group: _Group,
   padded: bool,
-  num_seeds: int,
   memory_limit: int,
   mesh: jax.sharding.Mesh | None,
 ) -> list[Any]:
@@ -255,51 +260,43 @@ def _run(
   widths = jnp.array(group.widths, jnp.int32)
   one = functools.partial(_one, fn=fn, size=group.size, padded=padded)
 
-  def key(width: jax.Array, seed: jax.Array) -> jax.Array:
-    return jax.random.fold_in(jax.random.fold_in(rng, width), seed)
-
-  def run(seeds: jax.Array) -> Any:
-    """(W, seeds, ...) in as many turns as memory asks for."""
-    pairs = jnp.repeat(widths, seeds.size), jnp.tile(seeds, widths.size)
-    keys = jax.vmap(key)(*pairs)
-    num = pairs[0].size
-    side_by_side = max(1, memory_limit // _live_bytes(one, rng, widths[0]))
+  def run(keys: jax.Array) -> Any:
+    """(W, S, ...) of (W, S) keys, in as many turns as memory asks for."""
+    shape, num = keys.shape[:2], keys.shape[0] * keys.shape[1]
+    flat = keys.reshape(num, *keys.shape[2:])
+    inputs = flat, jnp.repeat(widths, shape[1])
+    side_by_side = max(1, memory_limit // _live_bytes(one, flat[0], widths[0]))
     if num <= side_by_side:
-      values = jax.vmap(one)(keys, pairs[0])
+      values = jax.vmap(one)(*inputs)
     else:
       values = lax.map(
         lambda x: one(*x),
-        (keys, pairs[0]),
+        inputs,
         batch_size=largest_divisor(num, side_by_side),
       )
-    return jax.tree.map(
-      lambda x: x.reshape(widths.size, seeds.size, *x.shape[1:]), values
-    )
+    return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), values)
 
-  if mesh is None:
-    values = run(jnp.arange(num_seeds))
-  else:
-    values = _on_devices(run, num_seeds, mesh)
+  values = run(keys) if mesh is None else _on_devices(run, keys, mesh)
   return [
     jax.tree.map(operator.itemgetter(i), values) for i in range(widths.size)
   ]
 
 
 def _on_devices(
-  run: Callable[..., Any], num_seeds: int, mesh: jax.sharding.Mesh
+  run: Callable[..., Any], keys: jax.Array, mesh: jax.sharding.Mesh
 ) -> Any:
-  """Each device runs its seeds; nothing comes in that could be sharded."""
-  axes = mesh.axis_names
-  share = num_seeds // mesh.size
+  """Each device runs its seeds, which it takes from the keys of all."""
+  axes, share = mesh.axis_names, keys.shape[1] // mesh.size
+
+  def local(keys: jax.Array) -> Any:
+    first = lax.axis_index(axes) * share
+    return run(lax.dynamic_slice_in_dim(keys, first, share, axis=1))
+
   # Loops inside fn start from constants, which vary over no axis: nothing that
   # devices exchange or transpose needs the check.
   return _compat.shard_map(
-    lambda: run(lax.axis_index(axes) * share + jnp.arange(share)),
-    mesh=mesh,
-    in_specs=(),
-    out_specs=P(None, axes),
-    check_vma=False,
-  )()
+    local, mesh=mesh, in_specs=P(), out_specs=P(None, axes), check_vma=False
+  )(keys)
 
 
 def _live_bytes(fn: Callable[..., Any], *args: Any) -> int:
