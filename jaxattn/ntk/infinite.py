@@ -25,6 +25,9 @@ from jaxattn import _checks
 from jaxattn.numerics._dtypes import accumulator
 
 _TRAINABLE = ("all", "hidden")
+# Of 1 - rho^2, in units of rounding: what is below is taken for 0. Inputs that
+# coincide come out there, and the angle, its square root, would show it.
+_EQUAL = 16
 
 
 def relu_covariance(
@@ -208,7 +211,7 @@ def _angle(
   rho = jnp.where(positive, cov / jnp.where(positive, size, 1), 0)
   rho = jnp.clip(rho, -1, 1)
   square = (1 - rho) * (1 + rho)
-  apart = square > 0
+  apart = square > _EQUAL * jnp.finfo(square.dtype).eps
   sine = jnp.where(apart, jnp.sqrt(jnp.where(apart, square, 1)), 0)
   return jnp.arctan2(sine, rho), sine, size
 
