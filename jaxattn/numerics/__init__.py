@@ -1,5 +1,11 @@
 """Numerical helpers that several rooms share: selection of the largest."""
 
+from jaxattn.numerics.linalg import KernelRidge as KernelRidge
+from jaxattn.numerics.linalg import kernel_ridge_fit as kernel_ridge_fit
+from jaxattn.numerics.linalg import (
+  kernel_ridge_predict as kernel_ridge_predict,
+)
+from jaxattn.numerics.linalg import loo_residuals as loo_residuals
 from jaxattn.numerics.linalg import power_iteration as power_iteration
 from jaxattn.numerics.linalg import ridge_solve as ridge_solve
 from jaxattn.numerics.linalg import spectral_bounds as spectral_bounds
@@ -7,6 +13,10 @@ from jaxattn.numerics.select import topk_indices as topk_indices
 from jaxattn.numerics.select import topk_merge as topk_merge
 
 __all__ = [
+  "KernelRidge",
+  "kernel_ridge_fit",
+  "kernel_ridge_predict",
+  "loo_residuals",
   "power_iteration",
   "ridge_solve",
   "spectral_bounds",

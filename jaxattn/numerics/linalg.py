@@ -3,10 +3,12 @@ r"""Ridge regression and eigenvalues, as several rooms need them.
 Closed-form least squares goes through :func:`ridge_solve`, the largest
 eigenvalue of an operator through :func:`power_iteration`, and the two constants
 of :math:`\ell\, G \preceq \tilde G \preceq h\, G` through
-:func:`spectral_bounds`.
+:func:`spectral_bounds`. Regression with a kernel, from its Gram matrix, is
+:func:`kernel_ridge_fit`.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,153 @@ from jax.scipy import linalg
 from jaxattn import _checks
 from jaxattn.numerics import _dtypes
 
-__all__ = ["power_iteration", "ridge_solve", "spectral_bounds"]
+__all__ = [
+  "KernelRidge",
+  "kernel_ridge_fit",
+  "kernel_ridge_predict",
+  "loo_residuals",
+  "power_iteration",
+  "ridge_solve",
+  "spectral_bounds",
+]
+
+
+class KernelRidge(NamedTuple):
+  """A fit of kernel ridge regression.
+
+  Attributes:
+    coef: (n,) or (n, k), what the kernel with each datum is multiplied by.
+    offset: () or (k,), the mean of the targets.
+  """
+
+  coef: jax.Array
+  offset: jax.Array
+
+
+def kernel_ridge_fit(
+  k: jax.Array, y: jax.Array, *, relative_ridge: float | jax.Array
+) -> KernelRidge:
+  r"""Regression in the space of a kernel, from its Gram matrix.
+
+  .. math:: (K + \lambda I)\, \alpha = y - \bar y, \qquad
+    \lambda = \lambda_{\text{rel}} \operatorname{tr}(K) / n
+
+  Args:
+    k: (n, n), symmetric positive semidefinite, floating.
+    y: (n,) or (n, k) targets.
+    relative_ridge: :math:`\lambda_{\text{rel}}`, at least 0; 0 needs a K that
+      is not singular.
+
+  Returns:
+    A :class:`KernelRidge`, for :func:`kernel_ridge_predict`. NaN where the
+    matrix is not positive definite to rounding.
+
+  Raises:
+    ValueError: if shapes or dtypes do not fit, or ``relative_ridge`` is no
+      scalar or negative.
+
+  Cost:
+    O(n^3) time, O(n^2) memory.
+
+  Source:
+    standard.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from jaxattn.numerics import kernel_ridge_fit, kernel_ridge_predict
+    >>> x = jnp.array([[1.0], [2.0], [3.0]])
+    >>> fit = kernel_ridge_fit(x @ x.T, x[:, 0], relative_ridge=1e-4)
+    >>> fit.offset
+    Array(2., dtype=float32)
+    >>> kernel_ridge_predict(x @ x.T, fit).shape
+    (3,)
+  """
+  k, y = _check_kernel(k, y, relative_ridge)
+  dtype = k.dtype
+  coef, offset, _ = _kernel_ridge(k, y, relative_ridge)
+  return KernelRidge(coef.astype(dtype), offset.astype(dtype))
+
+
+def kernel_ridge_predict(k_test: jax.Array, fit: KernelRidge) -> jax.Array:
+  r"""Predictions of a fit.
+
+  .. math:: f(x) = \bar y + \sum_i k(x, x_i)\, \alpha_i
+
+  Args:
+    k_test: (n_test, n), kernel of new data with those of the fit.
+    fit: from :func:`kernel_ridge_fit`.
+
+  Returns:
+    (n_test,) or (n_test, k), as the targets were.
+
+  Raises:
+    ValueError: if shapes or dtypes do not fit.
+
+  Cost:
+    O(n_test n).
+
+  Source:
+    standard.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from jaxattn.numerics import KernelRidge, kernel_ridge_predict
+    >>> fit = KernelRidge(jnp.array([1.0, -1.0]), jnp.array(5.0))
+    >>> print(kernel_ridge_predict(jnp.array([[2.0, 0.5]]), fit))
+    [6.5]
+  """
+  k_test, coef, offset = map(jnp.asarray, (k_test, *fit))
+  _checks.check_rank("k_test", k_test, 2)
+  _checks.check_one_dtype(k_test=k_test, coef=coef, offset=offset)
+  _checks.check_shape("k_test", k_test, (None, len(coef)), "(n_test, n)")
+  _checks.check_shape("offset of fit", offset, coef.shape[1:])
+  wide = _dtypes.accumulator(k_test.dtype)
+  product = jnp.matmul(
+    k_test.astype(wide), coef.astype(wide), precision=lax.Precision.HIGHEST
+  )
+  offset = jnp.broadcast_to(offset.astype(wide), product.shape)
+  return (product + offset).astype(k_test.dtype)
+
+
+def loo_residuals(
+  k: jax.Array, y: jax.Array, *, relative_ridge: float | jax.Array
+) -> jax.Array:
+  r"""Errors at each datum of the fit to all others, from one factorization.
+
+  .. math:: e_i = [K_\lambda^{-1} (y - \bar y)]_i \,/\, [K_\lambda^{-1}]_{ii},
+    \qquad K_\lambda = K + \lambda I
+
+  Exact if the fits without one datum keep the mean and the ridge of all of
+  them; targets that must not see their own mean are centered beforehand.
+
+  Args:
+    k: (n, n), symmetric positive semidefinite, floating.
+    y: (n,) or (n, k) targets.
+    relative_ridge: as of :func:`kernel_ridge_fit`.
+
+  Returns:
+    Targets minus predictions, as ``y``.
+
+  Raises:
+    ValueError: if shapes or dtypes do not fit, or ``relative_ridge`` is no
+      scalar or negative.
+
+  Cost:
+    O(n^3) time, O(n^2) memory.
+
+  Source:
+    the inverse of a matrix without a row and column, by Schur complements.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from jaxattn.numerics import loo_residuals
+    >>> y = jnp.array([1.0, 2.0, 3.0])
+    >>> print(loo_residuals(jnp.eye(3), y, relative_ridge=0.1))
+    [-1.  0.  1.]
+  """
+  k, y = _check_kernel(k, y, relative_ridge)
+  coef, _, factor = _kernel_ridge(k, y, relative_ridge)
+  return _loo(coef, factor).astype(k.dtype)
 
 
 def ridge_solve(
@@ -203,6 +351,43 @@ def above_rounding(sizes: jax.Array) -> jax.Array:
   # products round alike, leave 50 units of rounding at 2e5 rows and at 2e6.
   least = (128 + len(sizes)) * jnp.finfo(sizes.dtype).eps
   return sizes > least * sizes.max(initial=0)
+
+
+def _check_kernel(
+  k: jax.Array, y: jax.Array, relative_ridge: float | jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  k, y = jnp.asarray(k), jnp.asarray(y)
+  _checks.check_rank("k", k, 2)
+  _checks.check_rank("y", y, (1, 2))
+  _checks.check_one_dtype(k=k, y=y)
+  n = len(k)
+  _checks.check_shape("k", k, (n, n), "(n, n)")
+  _checks.check_shape("y", y, (n, *y.shape[1:]), "(n,) or (n, k)")
+  _checks.check_scalar("relative_ridge", relative_ridge)
+  _checks.check_nonnegative("relative_ridge", relative_ridge)
+  return k, y
+
+
+@jax.jit
+def _kernel_ridge(
+  k: jax.Array, y: jax.Array, relative_ridge: float | jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Coefficients, means of the targets, and the factor of the matrix."""
+  wide = _dtypes.accumulator(k.dtype)
+  k, y = k.astype(wide), y.astype(wide)
+  n, offset = len(k), y.mean(0)
+  ridge = jnp.asarray(relative_ridge, wide) * jnp.trace(k) / n
+  factor = jnp.linalg.cholesky(k + ridge * jnp.eye(n, dtype=wide))
+  centered = y - jnp.broadcast_to(offset, y.shape)
+  return linalg.cho_solve((factor, True), centered), offset, factor
+
+
+@jax.jit
+def _loo(coef: jax.Array, factor: jax.Array) -> jax.Array:
+  eye = jnp.eye(len(factor), dtype=factor.dtype)
+  half = linalg.solve_triangular(factor, eye, lower=True)
+  diagonal = jnp.square(half).sum(0)
+  return coef / diagonal.reshape(-1, *(1,) * (coef.ndim - 1))
 
 
 @jax.jit
