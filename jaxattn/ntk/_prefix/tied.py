@@ -16,17 +16,70 @@ this project's.
 """
 
 import functools
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jaxattn import _checks
-from jaxattn.numerics._dtypes import accumulator
+from jaxattn.ntk._prefix import context as contexts
+from jaxattn.ntk._prefix import finite
+from jaxattn.ntk._prefix.context import einsum
 
-# Floats of one block of prefix columns, over all data: 32 MiB.
-_BLOCK = 1 << 22
-_einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+
+def tied_prefix_init(
+  rng: jax.Array,
+  length: int,
+  dim: int,
+  *,
+  sigma: float = 1.0,
+  paired: bool = True,
+  dtype: Any = jnp.float32,
+) -> tuple[jax.Array, jax.Array]:
+  """Draws Gaussian columns and their signs.
+
+  Args:
+    rng: PRNG key.
+    length: m, number of columns; even if ``paired``.
+    dim: d.
+    sigma: standard deviation of the entries.
+    paired: the second half of the columns is the first with opposite signs, so
+      that the output is 0; False draws all columns and signs independently.
+    dtype: of both arrays, floating.
+
+  Returns:
+    Columns (m, d) and signs (m,).
+
+  Raises:
+    ValueError: if a size is no positive integer, ``length`` is odd and
+      ``paired``, or ``sigma`` is negative.
+
+  Cost:
+    O(m d).
+
+  Source:
+    arXiv 2406.14036, the model of its convergence theorem.
+
+  Example:
+    >>> import jax
+    >>> w, a = tied_prefix_init(jax.random.key(0), 4, 3)
+    >>> w.shape, a.tolist()
+    ((4, 3), [1.0, 1.0, -1.0, -1.0])
+  """
+  _checks.check_integer("length", length, 1, None)
+  _checks.check_integer("dim", dim, 1, None)
+  _checks.check_choice("paired", paired, (False, True))
+  _checks.check_nonnegative("sigma", sigma)
+  if paired and length % 2:
+    raise ValueError(f"length must be even for paired columns, got {length}")
+  rng_w, rng_a = jax.random.split(rng)
+  drawn = length // 2 if paired else length
+  w = sigma * jax.random.normal(rng_w, (drawn, dim), dtype)
+  if not paired:
+    return w, jax.random.rademacher(rng_a, (length,), dtype)
+  return jnp.tile(w, (2, 1)), jnp.repeat(jnp.array([1, -1], dtype), drawn)
 
 
 def tied_prefix_output(w: jax.Array, a: jax.Array, x: jax.Array) -> jax.Array:
@@ -150,7 +203,7 @@ def tied_prefix_ntk(
   m, d = w.shape
   if chunk_size is None:
     num_data = x1.shape[0] + (0 if x2 is None else x2.shape[0])
-    chunk_size = max(1, _BLOCK // (num_data * (d + 1)))
+    chunk_size = max(1, finite.BLOCK // (num_data * (d + 1)))
   _checks.check_integer("chunk_size", chunk_size, 1, None)
   return _ntk(w, a, x1, x2, min(chunk_size, m))
 
@@ -173,23 +226,23 @@ def _check(w: jax.Array, a: jax.Array, **queries: jax.Array) -> None:
 
 def _weights(w: jax.Array, x: jax.Array) -> jax.Array:
   """(n, m) softmax over the prefix."""
-  return jax.nn.softmax(_einsum("nd,md->nm", x, w), axis=-1)
+  return jax.nn.softmax(einsum("nd,md->nm", x, w), axis=-1)
 
 
 @jax.jit
 def _output(w: jax.Array, a: jax.Array, x: jax.Array) -> jax.Array:
-  return _einsum("nm,md->nd", _weights(w, x), a[:, None] * w)
+  return einsum("nm,md->nd", _weights(w, x), a[:, None] * w)
 
 
 @jax.jit
 def _jacobian(w: jax.Array, a: jax.Array, x: jax.Array) -> jax.Array:
   s, d = _weights(w, x), w.shape[1]
   u = (a[:, None] * w)[None] - _output(w, a, x)[:, None]
-  own = _einsum("nm,m,ij->nimj", s, a, jnp.eye(d, dtype=w.dtype))
-  return own + _einsum("nm,nmi,nj->nimj", s, u, x)
+  own = einsum("nm,m,ij->nimj", s, a, jnp.eye(d, dtype=w.dtype))
+  return own + einsum("nm,nmi,nj->nimj", s, u, x)
 
 
-@functools.partial(jax.jit, static_argnums=4)
+@functools.partial(jax.jit, static_argnames="chunk_size")
 def _ntk(
   w: jax.Array,
   a: jax.Array,
@@ -198,9 +251,7 @@ def _ntk(
   chunk_size: int,
 ) -> jax.Array:
   dtype, d = w.dtype, w.shape[1]
-  w, a, x1, x2 = jax.tree.map(
-    lambda y: y.astype(accumulator(dtype)), (w, a, x1, x2)
-  )
+  _, (w, a, x1, x2) = contexts.widen((w, a, x1, x2))
   products = _factor_products(w, a, x1, x2, chunk_size)
   x2 = x1 if x2 is None else x2
   both, left, right, signs = (
@@ -209,10 +260,10 @@ def _ntk(
     products[:, d, :, :d],
     products[:, d, :, d],
   )
-  kernel = _einsum("id,jd->ij", x1, x2)[:, None, :, None] * both
-  kernel += _einsum("ilj,ik->iljk", left, x1)
-  kernel += _einsum("ijk,jl->iljk", right, x2)
-  kernel += _einsum("ij,lk->iljk", signs, jnp.eye(d, dtype=w.dtype))
+  kernel = einsum("id,jd->ij", x1, x2)[:, None, :, None] * both
+  kernel += einsum("ilj,ik->iljk", left, x1)
+  kernel += einsum("ijk,jl->iljk", right, x2)
+  kernel += einsum("ij,lk->iljk", signs, jnp.eye(d, dtype=w.dtype))
   return kernel.astype(dtype)
 
 
@@ -225,40 +276,26 @@ def _factor_products(
 ) -> jax.Array:
   """M sum_r s s' (u_r, a_r) (u'_r, a_r)^T: (n1, d + 1, n2, d + 1).
 
-  All four terms of the kernel in one product over the prefix, summed over
-  blocks of columns; the last block is filled up with columns of weight 0.
+  All four terms of the kernel in one product over the prefix.
   """
-  m = w.shape[0]
-  num_chunks = -(-m // chunk_size)
-
-  def chunked(y: jax.Array, axis: int) -> jax.Array:
-    pad = [(0, 0)] * y.ndim
-    pad[axis] = (0, num_chunks * chunk_size - m)
-    y = jnp.pad(y, pad)
-    shape = (*y.shape[:axis], num_chunks, chunk_size, *y.shape[axis + 1 :])
-    return jnp.moveaxis(y.reshape(shape), axis, 0)
-
-  def prepare(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return chunked(_weights(w, x), 1), _output(w, a, x)
-
-  s1, o1 = prepare(x1)
-  s2, o2 = (s1, o1) if x2 is None else prepare(x2)
-
-  def factor(
-    s: jax.Array, o: jax.Array, beta: jax.Array, a: jax.Array
-  ) -> jax.Array:
-    signs = jnp.broadcast_to(a[None, :, None], (*s.shape, 1))
-    rows = jnp.concatenate((beta[None] - o[:, None], signs), -1)
-    return s[..., None] * rows
+  m, d = w.shape
+  beta = a[:, None] * w
+  data = [x1] if x2 is None else [x1, x2]
+  parts = [(x, *finite.attend(w, beta, x, None, 0.0)) for x in data]
+  shift = jnp.asarray(math.log(m) / 2, w.dtype)
 
   def step(total: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple:
-    s1, s2, beta, a = chunk
-    left = factor(s1, o1, beta, a)
-    right = left if x2 is None else factor(s2, o2, beta, a)
-    return total + m * _einsum("irp,jrq->ipjq", left, right), None
+    w, beta, seen, a = chunk
+    rows = []
+    for part in parts:
+      found = finite.factors(part, shift, w, beta, seen)
+      own = found["key"].reshape(len(part[0]), d, -1)
+      own = jnp.concatenate((own, (found["value"] * a.T)[:, None]), 1)
+      rows.append(own.reshape(-1, own.shape[-1]))
+    return total + einsum("ac,bc->ab", rows[0], rows[-1]), None
 
-  d = w.shape[1] + 1
-  total = jnp.zeros((len(o1), d, len(o2), d), w.dtype)
-  chunks = s1, s2, chunked(a[:, None] * w, 0), chunked(a, 0)
-  total, _ = lax.scan(step, total, chunks)
-  return total
+  columns = w, beta, jnp.ones((m, 1), bool), a[:, None]
+  chunks = tuple(finite.chunked(y, chunk_size) for y in columns)
+  sizes = [len(x) * (d + 1) for x in (data[0], data[-1])]
+  total, _ = lax.scan(step, jnp.zeros(sizes, w.dtype), chunks)
+  return total.reshape(len(data[0]), d + 1, len(data[-1]), d + 1)
