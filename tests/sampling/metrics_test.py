@@ -174,7 +174,10 @@ def test_distance_of_gaussians():
 # --- exact laws ---
 
 # Measured in float64 by another implementation of the same chain.
-_DDPM = {25: (0.1688, 0.102), 100: (0.0418, 0.00899), 400: (0.0103, 0.00065)}
+_DDPM = {
+  25: (0.1688, 0.102), 50: (0.0849, 0.0316), 100: (0.0418, 0.00899),
+  200: (0.0207, 0.00245), 400: (0.0103, 0.00065),
+}  # fmt: skip
 
 
 @pytest.mark.slow
@@ -189,7 +192,7 @@ def test_exact_law_of_ddpm():
   logs = np.log(list(_DDPM))
   tv, kl = (np.log([law[i] for law in found.values()]) for i in (0, 1))
   assert -1.05 <= np.polyfit(logs, tv, 1)[0] <= -0.95
-  assert -2.0 <= np.polyfit(logs[1:], kl[1:], 1)[0] <= -1.8
+  assert -2.0 <= np.polyfit(logs[2:], kl[2:], 1)[0] <= -1.8
 
 
 def test_exact_law_of_exponential_steps():
