@@ -127,7 +127,7 @@ def test_gradient_and_kernel_in_closed_form():
 
 
 def test_gradient_of_a_layer_of_attention():
-  """dL/dW of softmax(X W X^T) X W_V, by the source's formula."""
+  """dL/dW of softmax(X W X^T) X W_V: the source's formula, and autodiff."""
   rng = np.random.default_rng(6)
   x, g, w, w_v = (rng.normal(size=(s, 4)) for s in (6, 6, 4, 4))
   s = np.exp(x @ w @ x.T)
@@ -138,6 +138,11 @@ def test_gradient_of_a_layer_of_attention():
     *map(jnp.asarray, (x, w, w_v, g)), scale=1.0, is_causal=False
   )
   _close(found[1], x.T @ inner @ x)
+
+  def loss(w):
+    return (g * (jax.nn.softmax(x @ w @ x.T, axis=1) @ x @ w_v)).sum()
+
+  _close(found[1], jax.grad(loss)(w))
 
 
 def test_patches_of_one_lag_are_plain():
