@@ -1,6 +1,5 @@
 """Real series: what is in them, and windows that do not look ahead."""
 
-import functools
 import re
 import sys
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxattn.data import series
+from tests.data._series import PACKAGES, load_or_skip
 
 # Rows, columns, what is filled; first and last value of the first column.
 _PUBLISHED = {
@@ -31,17 +31,14 @@ _INCONSISTENT = {
 }
 
 
-_load = functools.cache(series.load_series)
-
-
 def test_all_series_are_here():
-  assert set(_PUBLISHED) == set(series._LOADERS)
+  assert set(_PUBLISHED) == set(PACKAGES) == set(series._LOADERS)
 
 
 @pytest.mark.parametrize("name", _PUBLISHED)
 def test_series_is_as_published(name):
   rows, columns, num_filled, first, last = _PUBLISHED[name]
-  found = _load(name)
+  found = load_or_skip(name)
   assert found.values.shape == (rows, columns)
   assert found.values.dtype == np.float32
   assert len(found.names) == columns
@@ -54,7 +51,7 @@ def test_series_is_as_published(name):
 @pytest.mark.parametrize("case", _INCONSISTENT, ids=str)
 def test_share_of_inconsistent_signs(case):
   name, column = case
-  values = _load(name).values[:, [column]]
+  values = load_or_skip(name).values[:, [column]]
   z, *_ = series.standardize(values, series.split_series(values)[0])
   rates = [
     series.sign_inconsistency_rate(z, difference=difference)[0]
@@ -64,7 +61,7 @@ def test_share_of_inconsistent_signs(case):
 
 
 def test_weather_is_weather():
-  found = _load("tmy3")
+  found = load_or_skip("tmy3")
   columns = dict(zip(found.names, found.values.T))
   assert columns["Dew-point (C)"].mean() < columns["Dry-bulb (C)"].mean()
   sun = columns["GHI (W/m^2)"].reshape(365, 24).mean(0)
@@ -82,18 +79,7 @@ def test_gaps_are_filled_on_a_line():
       series._filled("x", end)
 
 
-@pytest.mark.parametrize(
-  ("name", "package"),
-  [
-    ("co2", "statsmodels"),
-    ("sunspots_yearly", "statsmodels"),
-    ("sunspots_monthly", "statsmodels"),
-    ("elec_equip", "statsmodels"),
-    ("macrodata", "statsmodels"),
-    ("tmy3", "pvlib"),
-    ("taylor", "pmdarima"),
-  ],
-)
+@pytest.mark.parametrize(("name", "package"), PACKAGES.items())
 def test_missing_package_names_the_extra(monkeypatch, name, package):
   loaded = [m for m in sys.modules if m.partition(".")[0] == package]
   for module in {package, *loaded}:

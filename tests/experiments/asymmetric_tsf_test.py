@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments import asymmetric_tsf as experiment
 from experiments import harness
@@ -54,6 +55,7 @@ def test_full_size_is_traced():
 
 
 def test_smoke(tmp_path):
+  pytest.importorskip("statsmodels", reason="its series is of statsmodels")
   verdict = smoke.run_twice("asymmetric_tsf", tmp_path / "a", num_checks=6)
   measured = verdict.measured
   # A lower bound holds for any predictor that is blind, however trained.

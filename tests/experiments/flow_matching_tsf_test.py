@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy import integrate, stats
 
 from experiments import flow_matching_tsf as experiment
@@ -58,6 +59,7 @@ def test_gaussian_scores():
 
 def test_parts_do_not_overlap():
   """Futures of a part lie in it, whatever its histories reach back to."""
+  pytest.importorskip("statsmodels", reason="its series is of statsmodels")
   config = harness.load_config(f"{_CONFIG}:cpu")
   config.stride = 1
   parts = experiment.parts_of(config, "co2", 104, 26)
@@ -95,6 +97,7 @@ def test_full_size_is_traced():
 
 
 def test_smoke(tmp_path):
+  pytest.importorskip("statsmodels", reason="its series is of statsmodels")
   verdict = smoke.run_twice("flow_matching_tsf", tmp_path / "a", num_checks=11)
   # What does not depend on training holds at any size.
   for name in (

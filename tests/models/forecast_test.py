@@ -10,7 +10,6 @@ import optax
 import pytest
 
 from jaxattn.data import (
-  load_series,
   residual_linear_risk,
   residual_ssm,
   sample_residual_ssm,
@@ -28,6 +27,7 @@ from jaxattn.models import (
   residual_linear_fit,
   seasonal_naive,
 )
+from tests.data._series import load_or_skip
 
 # History, horizon; windows of training and test; squared and absolute error of
 # N-Linear; squared error of persistence.
@@ -123,9 +123,6 @@ def test_naive_forecasts_repeat_the_end():
   assert seasonal_naive(x, 2, period=10).tolist() == [[0, 1]]
 
 
-_load = functools.cache(load_series)
-
-
 @pytest.mark.parametrize(
   ("case", "dtype"),
   [(("co2", 0), "float64"), *((case, "float32") for case in _REAL)],
@@ -135,7 +132,7 @@ def test_real_series(case, dtype):
   """A wrong split or a leak moves these by far more than 2 percent."""
   name, column = case
   history, horizon, num_train, num_test, mse, mae, naive = _REAL[case]
-  values = _load(name).values[:, [column]].astype(dtype)
+  values = load_or_skip(name).values[:, [column]].astype(dtype)
   train, _, test = split_series(values)
   z, *_ = standardize(values, train)
   x, y = windows(z[train], history, horizon)
