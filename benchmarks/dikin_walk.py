@@ -2,12 +2,13 @@
 
 In seconds of the processor, all threads counted, on one core: peers use one,
 and more would only divide steps as short as these. Ours runs 32 chains at once
-in float32. Steps against the Dikin walks of hopsy and of
-polytopewalk; independent draws, of the worst coordinate, against hopsy's, each
-at the best of its step sizes: polytopewalk's have another law, as its walk
-solves with the wrong triangle of the metric. Then the walks that do better: hit
-and run in bodies that are round, or were rounded. And boxes ever longer, in
-which it does worse.
+in float32. Steps against the Dikin walks of hopsy and of polytopewalk;
+independent draws, of the worst coordinate, against hopsy's, each at the best of
+its step sizes: polytopewalk's have another law, as its walk solves with the
+wrong triangle of the metric. Then the walks that do better: hit and run in
+bodies that are round, or were rounded, and NUTS where a density that is smooth
+and narrow makes the body matter little. And those that do worse: hit and run in
+a network that is not rounded, and in boxes ever longer.
 """
 
 import functools
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import blackjax  # pyright: ignore[reportMissingImports]
 import hopsy  # pyright: ignore[reportMissingImports]
 import jax
 import jax.numpy as jnp
@@ -34,6 +36,7 @@ from jaxattn.sampling import (
   coordinate_hit_and_run,
   dikin_walk,
   effective_sample_size,
+  potential_scale_reduction,
   round_polytope,
   sample_chains,
 )
@@ -52,6 +55,13 @@ _CHAINS, _THIN = 32, 10
 _OUR_RADII = (1.5, 2.0, 3.0, 4.5, 7.0)
 _HOPSY_RADII = (2.0, 4.0, 6.0, 9.0, 13.0)
 _ASPECTS = (1.0, 10.0, 100.0)
+# Of a normal density in a cube, in which a step size of 0.4 is about the best.
+_SIGMA, _NARROW_RADIUS = 0.1, 0.4
+_PROPOSALS = {
+  "hit and run": hopsy.UniformHitAndRunProposal,
+  "hit and run (coordinates)": hopsy.UniformCoordinateHitAndRunProposal,
+  "billiard walk": hopsy.BilliardWalkProposal,
+}
 
 
 def main(argv: list[str]) -> None:
@@ -62,7 +72,9 @@ def main(argv: list[str]) -> None:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
   rows = [
     *(row for n, d in _SIZES for row in steps(n, d)),
+    lee_sidford(20, 10),
     *draws(200, 10),
+    narrow(10),
     *network(),
     *aspects(10),
   ]
@@ -122,6 +134,33 @@ def steps(n: int, d: int) -> list[_race.Row]:
   ]
 
 
+def lee_sidford(n: int, d: int) -> _race.Row:
+  """Seconds of a step; the peer finds the weights by gradient descent."""
+  body, (num, _) = _body(n, d), _SIZES[n, d]
+  a, b, start = *_host(body), np.zeros(d)
+  num_peer = 500
+  seconds = _race_cpu(
+    {
+      "ours": functools.partial(
+        _ours, dikin_walk(None, body, kind="lee_sidford"), num // 4, start
+      ),
+      "peer": functools.partial(
+        dense.DikinLSWalk().generateCompleteWalk, num_peer, start, a, b
+      ),
+    }
+  )
+  taken = {"ours": _CHAINS * (num // 4), "peer": num_peer}
+  seconds = {
+    who: [s / taken[who] for s in each] for who, each in seconds.items()
+  }
+  return _race.ratio(
+    f"n = {n}, d = {d}, a step, Lee-Sidford: polytopewalk / ours",
+    seconds,
+    "ours",
+    "peer",
+  )
+
+
 def draws(n: int, d: int) -> list[_race.Row]:
   """Independent draws a second in a round body."""
   body, (num, num_peers) = _body(n, d), _SIZES[n, d]
@@ -166,6 +205,27 @@ def draws(n: int, d: int) -> list[_race.Row]:
   ]
 
 
+def narrow(d: int) -> _race.Row:
+  """Draws of a narrow normal density in a cube, against NUTS without one."""
+  body = _convex_bodies.repeated_box(d, 1, everywhere=True)
+  walk = dikin_walk(
+    lambda x: -(x @ x) / (2 * _SIGMA**2), body, step_size=_NARROW_RADIUS
+  )
+  seconds = _per_draw(
+    {
+      "ours": functools.partial(_ours, walk, 20_000, np.zeros(d)),
+      "nuts": _nuts(d),
+    }
+  )
+  return _race.ratio(
+    f"normal of deviation {_SIGMA:g} in a cube, d = {d}, a draw: blackjax's "
+    "NUTS of artanh x / our Dikin",
+    seconds,
+    "ours",
+    "nuts",
+  )
+
+
 def network() -> list[_race.Row]:
   """Independent draws a second of the core metabolism of E. coli."""
   with jax.enable_x64(True):
@@ -181,6 +241,15 @@ def network() -> list[_race.Row]:
   ours = functools.partial(_ours, walk, 20_000, center)
   seconds = _per_draw({"ours": ours, "hopsy": rounded})
   speeds = {name: 1 / statistics.median(each) for name, each in seconds.items()}
+  mixed = {"our Dikin, 32 chains of 20000": ours()} | {
+    f"hopsy's {name}, 4 chains of 100000": np.concatenate(
+      [
+        _hopsy_hit_and_run(*_host(body), 10**5, proposal, center, seed)
+        for seed in range(4)
+      ]
+    )
+    for name, proposal in _PROPOSALS.items()
+  }
   return [
     _race.ratio(
       "core of E. coli, a draw: hopsy's hit and run (coordinates), rounded, "
@@ -189,7 +258,15 @@ def network() -> list[_race.Row]:
       seconds,
       "ours",
       "hopsy",
-    )
+    ),
+    *(
+      _race.figure(
+        f"core of E. coli, unrounded, R-hat of the worst coordinate: {name}",
+        float(potential_scale_reduction(jnp.asarray(x)).max()),
+        None,
+      )
+      for name, x in mixed.items()
+    ),
   ]
 
 
@@ -255,12 +332,41 @@ def _hopsy_hit_and_run(
   b: np.ndarray,
   num: int,
   proposal: Any = hopsy.UniformCoordinateHitAndRunProposal,
+  start: np.ndarray | None = None,
+  seed: int = 0,
 ) -> np.ndarray:
+  start = np.zeros(a.shape[1]) if start is None else np.asarray(start)
   chain = hopsy.MarkovChain(
-    hopsy.Problem(a, b), proposal=proposal, starting_point=np.zeros(a.shape[1])
+    hopsy.Problem(a, b), proposal=proposal, starting_point=start
   )
-  rng = hopsy.RandomNumberGenerator(0)
+  rng = hopsy.RandomNumberGenerator(seed)
   return hopsy.sample(chain, rng, n_samples=num // _THIN, thinning=_THIN)[1]
+
+
+def _nuts(d: int) -> Callable[[], jax.Array]:
+  """A normal density in (-1, 1)^d, of u = artanh x with its volume."""
+
+  def logdensity(u: jax.Array) -> jax.Array:
+    x = jnp.tanh(u)
+    return -(x @ x) / (2 * _SIGMA**2) + jnp.log1p(-(x**2)).sum()
+
+  warmup: Any = blackjax.window_adaptation(blackjax.nuts, logdensity)
+  (_, found), _ = warmup.run(jax.random.key(0), jnp.zeros(d), 1000)
+  walk: Any = blackjax.nuts(logdensity, **found)
+
+  @jax.jit
+  def run(rng: jax.Array) -> jax.Array:
+    def step(state: Any, rng: jax.Array) -> tuple[Any, jax.Array]:
+      state, _ = walk.step(rng, state)
+      return state, jnp.tanh(state.position)
+
+    def chain(rng: jax.Array) -> jax.Array:
+      keys = jax.random.split(rng, 1000)
+      return jax.lax.scan(step, walk.init(jnp.zeros(d)), keys)[1]
+
+    return jax.vmap(chain)(jax.random.split(rng, _CHAINS))
+
+  return lambda: jax.block_until_ready(run(jax.random.key(1)))
 
 
 # --- seconds of the processor ---

@@ -90,6 +90,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   )
   config.body_chains, config.body_steps = 32, 40_000
   config.body_thin, config.body_warmup = 40, 1000
+  config.single_steps = 4000
   config.body_shares = (0.0625, 0.125, 0.25, 0.5, 1.0)
 
   config.accepted = ml_collections.ConfigDict()
@@ -128,7 +129,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
     config.walks = ("Dikin",)
     config.body_chains, config.body_steps = 8, 200
     config.body_thin, config.body_warmup = 10, 20
-    config.body_shares = (1.0,)
+    config.single_steps, config.body_shares = 20, (1.0,)
   elif tier == "full":
     config.chains = 1024
     config.repeats_all = (4, 16, 64, 256)

@@ -436,7 +436,8 @@ def body_point(
 
   All chains start from one point, and as many steps as are looked at go before.
   ``excess``: distance of means from the offset of the map, in standard errors,
-  which for doubly stochastic matrices is their mean.
+  which for doubly stochastic matrices is their mean. ``outside``: of draws of
+  the Dikin walk in single precision, the share not strictly inside.
   """
   a, b, matrix, offset = (body[k] for k in ("a", "b", "matrix", "offset"))
   center, _ = chebyshev_center(a, b)
@@ -457,8 +458,10 @@ def body_point(
     r_hat = [
       float(potential_scale_reduction(draws[:, :num]).max()) for num in lengths
     ]
+    outside = _outside(config, a, b, center) if which == "Dikin" else 0.0
   thousands = config.body_chains * config.body_steps / 1000
   return {
+    "outside": outside,
     "r_hat": np.array(r_hat),
     "excess": _z_score(draws, body["offset"]),
     "per_thousand": size / thousands,
@@ -472,6 +475,21 @@ def _walk(which: str, body: Polytope) -> SamplingAlgorithm:
   return (hit_and_run if which == "hit and run" else coordinate_hit_and_run)(
     None, body
   )
+
+
+def _outside(
+  config: Config, a: np.ndarray, b: np.ndarray, center: np.ndarray
+) -> float:
+  """Slacks are taken in double precision; draws that are no number count."""
+  body = Polytope(jnp.asarray(a, jnp.float32), jnp.asarray(b, jnp.float32))
+  starts = np.tile(center, (config.body_chains, 1))
+  draws, _, _ = sample_chains(
+    jax.random.key(config.seed),
+    dikin_walk(None, body),
+    jnp.asarray(starts, jnp.float32),
+    config.single_steps,
+  )
+  return float(1 - (np.asarray(draws, np.float64) @ a.T < b).all(-1).mean())
 
 
 def _body_draws(
@@ -647,6 +665,13 @@ def _body_checks(
         harness.Check(f"R-hat, {what}", r_hat, *ranges.get(walk, ())),
         harness.Check(f"draws in 1000 steps, {what}", point["per_thousand"]),
       ]
+    checks.append(
+      harness.Check(
+        f"draws in single precision outside, {name}",
+        found["Dikin"]["outside"],
+        high=0.0,
+      )
+    )
     if not is_network:
       checks.append(
         harness.Check(
