@@ -39,6 +39,8 @@ from jaxattn.models.minilm import MiniLMOutput as MiniLMOutput
 from jaxattn.models.minilm import load_minilm as load_minilm
 from jaxattn.models.minilm import minilm_apply as minilm_apply
 from jaxattn.models.minilm import minilm_tokenize as minilm_tokenize
+from jaxattn.models.mlp import MLP as MLP
+from jaxattn.models.mlp import mlp_with_taps as mlp_with_taps
 from jaxattn.models.prefix import NTKAttention as NTKAttention
 from jaxattn.models.scalar_attention import (
   scalar_attention_apply as scalar_attention_apply,
@@ -71,6 +73,7 @@ from jaxattn.models.transformer import TransformerConfig as TransformerConfig
 from jaxattn.models.transformer import TransformerStats as TransformerStats
 
 __all__ = [
+  "MLP",
   "AttentionClassifier",
   "AttentionForecaster",
   "DiT",
@@ -94,6 +97,7 @@ __all__ = [
   "load_minilm",
   "minilm_apply",
   "minilm_tokenize",
+  "mlp_with_taps",
   "nlinear_fit",
   "nlinear_predict",
   "normalize_windows",

@@ -1,6 +1,7 @@
 """Tangent kernels in closed form, and what they predict of training."""
 
 from jaxattn.ntk import margin as margin
+from jaxattn.ntk._blocks import blocked_gram as blocked_gram
 from jaxattn.ntk._prefix import PrefixContext as PrefixContext
 from jaxattn.ntk._prefix import PrefixHistory as PrefixHistory
 from jaxattn.ntk._prefix import RequiredLength as RequiredLength
@@ -16,9 +17,21 @@ from jaxattn.ntk._prefix import (
 from jaxattn.ntk._prefix import tied_prefix_ntk as tied_prefix_ntk
 from jaxattn.ntk._prefix import tied_prefix_output as tied_prefix_output
 from jaxattn.ntk._prefix import train_prefix as train_prefix
+from jaxattn.ntk.empirical import empirical_ntk as empirical_ntk
+from jaxattn.ntk.empirical import ntk_vector_product as ntk_vector_product
+from jaxattn.ntk.empirical import sketched_ntk as sketched_ntk
+from jaxattn.ntk.flow import KernelFactor as KernelFactor
+from jaxattn.ntk.flow import descent_recursion as descent_recursion
+from jaxattn.ntk.flow import descent_test as descent_test
+from jaxattn.ntk.flow import descent_train as descent_train
+from jaxattn.ntk.flow import flow_test as flow_test
+from jaxattn.ntk.flow import flow_train as flow_train
+from jaxattn.ntk.flow import kernel_factor as kernel_factor
 from jaxattn.ntk.flow import linearized_loss as linearized_loss
 from jaxattn.ntk.infinite import mlp_ntk as mlp_ntk
 from jaxattn.ntk.infinite import relu_covariance as relu_covariance
+from jaxattn.ntk.lazy import LazyMetrics as LazyMetrics
+from jaxattn.ntk.lazy import lazy_metrics as lazy_metrics
 from jaxattn.ntk.margin import FourierReport as FourierReport
 from jaxattn.ntk.margin import Margin as Margin
 from jaxattn.ntk.margin import PolyNet as PolyNet
@@ -31,31 +44,48 @@ from jaxattn.ntk.margin import is_exact_design as is_exact_design
 from jaxattn.ntk.margin import max_margin as max_margin
 from jaxattn.ntk.margin import modular_inputs as modular_inputs
 from jaxattn.ntk.margin import modular_labels as modular_labels
+from jaxattn.ntk.structured import DenseTap as DenseTap
+from jaxattn.ntk.structured import structured_ntk as structured_ntk
 
 __all__ = [
+  "DenseTap",
   "FourierReport",
+  "KernelFactor",
+  "LazyMetrics",
   "Margin",
   "PolyNet",
   "PrefixContext",
   "PrefixHistory",
   "RequiredLength",
+  "blocked_gram",
+  "descent_recursion",
+  "descent_test",
+  "descent_train",
+  "empirical_ntk",
   "evaluate_margin",
   "expected_margin",
+  "flow_test",
+  "flow_train",
   "fourier_network",
   "fourier_report",
   "group_norm",
   "is_exact_design",
+  "kernel_factor",
+  "lazy_metrics",
   "linearized_loss",
   "margin",
   "max_margin",
   "mlp_ntk",
   "modular_inputs",
   "modular_labels",
+  "ntk_vector_product",
   "prefix_limit_kernel",
   "prefix_ntk",
   "prefix_output",
   "relu_covariance",
   "required_length",
+  "sketched_ntk",
+  "structured_ntk",
   "tied_prefix_init",
   "tied_prefix_jacobian",
   "tied_prefix_limit_kernel",

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.integrate import solve_ivp
 
+from jaxattn import ntk
 from jaxattn.ntk import linearized_loss
 from tests._recompile import no_recompilation
 
@@ -92,3 +94,249 @@ def test_refused(kernel, residual, rate, steps, message):
 def test_refused_dtype():
   with pytest.raises(ValueError, match="kernel must have a floating dtype"):
     linearized_loss(np.eye(2, dtype=int), np.ones(2), 0.1, 1)
+
+
+# --- predictions of outputs ---
+
+
+def _kernels(n=5, outputs=2, num_params=12):
+  """Kernels (n, O, n, O) on data and (n2, O, n, O) from them to others."""
+  features, y = _linear_model(n, outputs, num_params)
+  other = _linear_model(3, outputs, num_params, seed=1)[0]
+  own = np.einsum("iap,jbp->iajb", features, features)
+  return own, np.einsum("iap,jbp->iajb", other, features), y
+
+
+def _flat(kernel):
+  half = kernel.ndim // 2
+  rows = int(np.prod(kernel.shape[:half]))
+  return np.asarray(kernel).reshape(rows, -1)
+
+
+def test_flow_is_the_differential_equation():
+  kernel, test, y = _kernels()
+  matrix, others = _flat(kernel), _flat(test)
+  times = np.array([0.02, 0.1, 0.7])
+
+  def move(_, state):
+    error = y.ravel() - state[:10]
+    return np.concatenate((matrix @ error, others @ error))
+
+  want = solve_ivp(
+    move, (0, 0.7), np.zeros(16), t_eval=times, rtol=1e-10, atol=1e-12
+  ).y.T
+  factor = ntk.kernel_factor(kernel)
+  got = ntk.flow_train(factor, y, times)
+  np.testing.assert_allclose(got, want[:, :10].reshape(3, 5, 2), atol=1e-6)
+  got = ntk.flow_test(factor, test, y, times)
+  np.testing.assert_allclose(got, want[:, 10:].reshape(3, 3, 2), atol=1e-6)
+  one = ntk.flow_test(factor, test, y, times[1])
+  np.testing.assert_allclose(one, got[1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("fraction", [0.3, 1.0, 1.9])
+def test_descent_is_the_explicit_loop(fraction):
+  kernel, test, y = _kernels()
+  matrix, others = _flat(kernel), _flat(test)
+  rate = fraction / np.linalg.eigvalsh(matrix)[-1]
+  steps, path = [0, 1, 2, 7, 200], []
+  moved, moved_test = np.zeros(10), np.zeros(6)
+  for t in range(201):
+    if t in steps:
+      path.append((moved.copy(), moved_test.copy()))
+    error = y.ravel() - moved
+    moved, moved_test = (
+      moved + rate * matrix @ error,
+      moved_test + rate * others @ error,
+    )
+  want = np.stack([p[0] for p in path]).reshape(5, 5, 2)
+  want_test = np.stack([p[1] for p in path]).reshape(5, 3, 2)
+  factor = ntk.kernel_factor(kernel)
+  near = {"rtol": 0, "atol": 1e-10}
+  got = ntk.descent_train(factor, y, rate, steps)
+  np.testing.assert_allclose(got, want, **near)
+  got = ntk.descent_test(factor, test, y, rate, steps)
+  np.testing.assert_allclose(got, want_test, **near)
+  error, alpha = ntk.descent_recursion(kernel, y, rate, steps)
+  np.testing.assert_allclose(y[None] - error, want, **near)
+  np.testing.assert_allclose(
+    np.einsum("iajb,sjb->sia", test, alpha), want_test, **near
+  )
+  last = ntk.descent_recursion(kernel, y, rate, 200)
+  np.testing.assert_array_equal(last[0], error[-1])
+
+
+def test_one_kernel_for_outputs_that_do_not_mix():
+  k, k_test, _ = _kernels(outputs=1)
+  k, k_test = k[:, 0, :, 0], k_test[:, 0, :, 0]
+  y, eye = np.random.default_rng(3).standard_normal((5, 4)), np.eye(4)
+  whole = (
+    np.einsum("ij,ab->iajb", k, eye),
+    np.einsum("ij,ab->iajb", k_test, eye),
+  )
+  small, large = ntk.kernel_factor(k), ntk.kernel_factor(whole[0])
+  assert small.eigenvectors.shape == (5, 5)
+  rate, steps = 0.5 / small.eigenvalues[-1], jnp.array([3, 50])
+  for got, want in (
+    (
+      ntk.flow_test(small, k_test, y, rate * steps),
+      ntk.flow_test(large, whole[1], y, rate * steps),
+    ),
+    (
+      ntk.descent_train(small, y, rate, steps),
+      ntk.descent_train(large, y, rate, steps),
+    ),
+    (
+      ntk.descent_recursion(k, y, rate, steps)[1],
+      ntk.descent_recursion(whole[0], y, rate, steps)[1],
+    ),
+  ):
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
+  one = ntk.descent_train(small, y[:, 0], rate, 3)
+  np.testing.assert_allclose(
+    one, ntk.descent_train(small, y, rate, 3)[:, 0], atol=1e-14
+  )
+
+
+def test_long_times_interpolate_and_missing_directions_stay():
+  kernel, _, y = _kernels()
+  factor = ntk.kernel_factor(kernel)
+  np.testing.assert_allclose(
+    ntk.flow_train(factor, y, 1e6), y, rtol=0, atol=1e-8
+  )
+  flat = ntk.kernel_factor(jnp.diag(jnp.array([2.0, 0.0])))
+  r, k_test = jnp.array([1.0, 3.0]), jnp.array([[0.0, 1.0]])
+  np.testing.assert_allclose(ntk.flow_train(flat, r, 1e9), [1, 0])
+  # A kernel that sees the missing direction from elsewhere moves with it.
+  np.testing.assert_allclose(ntk.flow_test(flat, k_test, r, 5.0), [15.0])
+  moved = ntk.descent_test(flat, k_test, r, 0.5, [0, 10])
+  np.testing.assert_allclose(moved, [[0.0], [15.0]])
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_linear_model_follows_the_prediction_at_every_width(scale):
+  # f = scale * features theta, trained on a half of the SUM of squares; the
+  # kernel is scale^2 larger, and c / lambda_max gives the same outputs.
+  for width in (3, 12, 40):
+    features, y = _linear_model(num_params=width)
+    f = features * scale
+    kernel = np.einsum("iap,jbp->iajb", f, f)
+    factor = ntk.kernel_factor(kernel)
+    rate = float(0.9 / factor.eigenvalues[-1])
+    theta = np.random.default_rng(4).standard_normal(width) / scale
+    start = f @ theta
+    for _ in range(50):
+      theta = theta - rate * np.einsum("ia,iap->p", f @ theta - y, f)
+    got = start + ntk.descent_train(factor, y - start, rate, 50)
+    np.testing.assert_allclose(got, f @ theta, rtol=0, atol=1e-10)
+    base = np.einsum("iap,jbp->iajb", features, features)
+    np.testing.assert_allclose(kernel, scale**2 * base, rtol=1e-12)
+    unit = ntk.kernel_factor(base)
+    same = ntk.descent_train(unit, y - start, 0.9 / unit.eigenvalues[-1], 50)
+    np.testing.assert_allclose(got, start + same, rtol=0, atol=1e-10)
+
+
+def test_recursion_takes_kernels_that_are_not_symmetric():
+  kernel = np.array([[1.0, 0.5], [-0.5, 1.0]])
+  error, alpha = ntk.descent_recursion(kernel, np.ones(2), 0.1, 30)
+  want = np.linalg.matrix_power(np.eye(2) - 0.1 * kernel, 30) @ np.ones(2)
+  np.testing.assert_allclose(error, want, rtol=1e-12)
+  np.testing.assert_allclose(kernel @ alpha, 1 - error, rtol=1e-12)
+
+
+def test_rounding_of_the_kernel_is_taken_off_and_more_is_refused():
+  features, _ = _linear_model(num_params=4)  # rank 4 of 10
+  kernel = np.einsum("iap,jbp->iajb", features, features).astype("float32")
+  factor = ntk.kernel_factor(kernel)
+  assert factor.eigenvalues.dtype == jnp.float32
+  assert (factor.eigenvalues >= 0).all()
+  message = "kernel must be symmetric and positive semidefinite up to rounding"
+  for bad in (np.diag([1.0, -0.1]), np.array([[1.0, 0.5], [0.0, 1.0]])):
+    with pytest.raises(ValueError, match=message):
+      ntk.kernel_factor(bad)
+    assert jnp.isnan(jax.jit(ntk.kernel_factor)(bad).eigenvalues).all()
+
+
+def test_predictions_under_jit_vmap_and_compiled_once():
+  kernel, test, y = _kernels()
+
+  def predict(kernel, rate):
+    factor = ntk.kernel_factor(kernel)
+    return ntk.descent_test(factor, test, y, rate, jnp.arange(3))
+
+  rates = jnp.array([0.001, 0.002])
+  got = jax.jit(jax.vmap(predict, (None, 0)))(kernel, rates)
+  np.testing.assert_allclose(got[1], predict(kernel, 0.002), rtol=1e-9)
+  factor = ntk.kernel_factor(kernel)
+  for _ in ntk.flow_train(factor, y, 0.1), ntk.kernel_factor(2 * kernel):
+    pass
+  other = 2 * kernel
+  with no_recompilation():
+    ntk.flow_train(ntk.kernel_factor(other), y, 0.2)
+    predict(other, 0.001)
+
+
+def test_predictions_refuse():
+  kernel, test, y = _kernels()
+  factor = ntk.kernel_factor(kernel)
+  eye = ntk.kernel_factor(2 * np.eye(2))
+  for call, message in (
+    (
+      lambda: ntk.kernel_factor(np.ones((2, 3))),
+      "kernel must have shape (2, 2) = its own half, twice, got (2, 3)",
+    ),
+    (
+      lambda: ntk.kernel_factor(np.ones(3)),
+      "kernel must have 2 or 4 dimensions, got shape (3,)",
+    ),
+    (
+      lambda: ntk.kernel_factor(np.ones((0, 0))),
+      "kernel must not be empty, got shape (0, 0)",
+    ),
+    (
+      lambda: ntk.flow_train(factor, y[:, 0], 1.0),
+      "residual must have shape (5, 2) = data of the kernel, got (5,)",
+    ),
+    (
+      lambda: ntk.flow_train(factor, y, -1.0),
+      "times must be non-negative, got -1.0",
+    ),
+    (
+      lambda: ntk.flow_train(factor, y, np.ones((1, 1))),
+      "times must have 0 or 1 dimensions, got shape (1, 1)",
+    ),
+    (
+      lambda: ntk.flow_test(factor, test[:, 0], y, 1.0),
+      "k_test_train must have shape (*, 2, 5, 2) = (n2, O, n, O), got",
+    ),
+    (
+      lambda: ntk.descent_train(eye, np.ones(2), 1.0, 5),
+      "learning_rate=1 >= 2/lambda_max=1: the recursion diverges",
+    ),
+    (
+      lambda: ntk.descent_test(eye, np.eye(2), np.ones(2), 1.5, 5),
+      "learning_rate=1.5 >= 2/lambda_max=1: the recursion diverges",
+    ),
+    (
+      lambda: ntk.descent_train(eye, np.ones(2), 0.0, 5),
+      "learning_rate must be positive, got 0.0",
+    ),
+    (
+      lambda: ntk.descent_train(eye, np.ones(2), 0.1, -5),
+      "num_steps must be non-negative, got -5",
+    ),
+    (
+      lambda: ntk.descent_train(eye, np.ones(2), 0.1, 1.5),
+      "num_steps must be integers, got float",
+    ),
+    (
+      lambda: ntk.descent_recursion(np.eye(2), np.ones(2), 0.1, [2, 1]),
+      "num_steps must be ascending, got [2 1]",
+    ),
+    (
+      lambda: ntk.descent_recursion(np.eye(2), np.ones(3), 0.1, 2),
+      "residual must have shape (2,) = data of the kernel, got (3,)",
+    ),
+  ):
+    with pytest.raises(ValueError, match=re.escape(message)):
+      call()
