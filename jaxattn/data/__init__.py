@@ -3,6 +3,7 @@
 from jaxattn.data.icl import ICLTask as ICLTask
 from jaxattn.data.icl import corrupt_prompt as corrupt_prompt
 from jaxattn.data.icl import sample_icl_task as sample_icl_task
+from jaxattn.data.modular import modular_split as modular_split
 from jaxattn.data.polytopes import birkhoff_polytope as birkhoff_polytope
 from jaxattn.data.polytopes import elliptope as elliptope
 from jaxattn.data.polytopes import load_flux_polytope as load_flux_polytope
@@ -57,6 +58,7 @@ __all__ = [
   "load_flux_polytope",
   "load_series",
   "load_text",
+  "modular_split",
   "permutation_floor",
   "recall_batch",
   "residual_linear_risk",

@@ -1,18 +1,9 @@
 """flax models, and adapters that put any attention into a flax module."""
 
-try:
-  import flax as _flax  # noqa: F401
-except ModuleNotFoundError as error:
-  raise ImportError(
-    "jaxattn.models needs flax: pip install 'jaxattn[models]'"
-  ) from error
-
 from jaxattn.models._gradient_error import GradientError as GradientError
 from jaxattn.models._gradient_error import gradient_error as gradient_error
 from jaxattn.models.adapters import attention_fn as attention_fn
-from jaxattn.models.classifier import (
-  AttentionClassifier as AttentionClassifier,
-)
+from jaxattn.models.classifier import AttentionClassifier as AttentionClassifier
 from jaxattn.models.classifier import PooledRegressor as PooledRegressor
 from jaxattn.models.dit import DiT as DiT
 from jaxattn.models.dit import HistoryCache as HistoryCache
@@ -41,6 +32,11 @@ from jaxattn.models.minilm import minilm_apply as minilm_apply
 from jaxattn.models.minilm import minilm_tokenize as minilm_tokenize
 from jaxattn.models.mlp import MLP as MLP
 from jaxattn.models.mlp import mlp_with_taps as mlp_with_taps
+from jaxattn.models.modular import ModularTransformer as ModularTransformer
+from jaxattn.models.modular import PolyHistory as PolyHistory
+from jaxattn.models.modular import attention_matrices as attention_matrices
+from jaxattn.models.modular import fourier2d_share as fourier2d_share
+from jaxattn.models.modular import train_poly_net as train_poly_net
 from jaxattn.models.prefix import NTKAttention as NTKAttention
 from jaxattn.models.scalar_attention import (
   scalar_attention_apply as scalar_attention_apply,
@@ -85,14 +81,18 @@ __all__ = [
   "ICLRegressor",
   "LeakageBlock",
   "MiniLMOutput",
+  "ModularTransformer",
   "NTKAttention",
+  "PolyHistory",
   "PooledRegressor",
   "ScalarAttentionHistory",
   "Transformer",
   "TransformerConfig",
   "TransformerStats",
   "attention_fn",
+  "attention_matrices",
   "encode_history",
+  "fourier2d_share",
   "gradient_error",
   "load_minilm",
   "minilm_apply",
@@ -116,5 +116,6 @@ __all__ = [
   "separation_weight",
   "train_flow",
   "train_icl",
+  "train_poly_net",
   "train_scalar_attention",
 ]

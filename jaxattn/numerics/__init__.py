@@ -1,10 +1,12 @@
-"""Numerical helpers that several rooms share: selection of the largest."""
+"""Numerical helpers that several rooms share."""
 
+from jaxattn.numerics.bits import pack_bits as pack_bits
+from jaxattn.numerics.bits import pack_signs as pack_signs
+from jaxattn.numerics.bits import unpack_bits as unpack_bits
+from jaxattn.numerics.bits import unpack_signs as unpack_signs
 from jaxattn.numerics.linalg import KernelRidge as KernelRidge
 from jaxattn.numerics.linalg import kernel_ridge_fit as kernel_ridge_fit
-from jaxattn.numerics.linalg import (
-  kernel_ridge_predict as kernel_ridge_predict,
-)
+from jaxattn.numerics.linalg import kernel_ridge_predict as kernel_ridge_predict
 from jaxattn.numerics.linalg import loo_residuals as loo_residuals
 from jaxattn.numerics.linalg import power_iteration as power_iteration
 from jaxattn.numerics.linalg import ridge_solve as ridge_solve
@@ -17,9 +19,13 @@ __all__ = [
   "kernel_ridge_fit",
   "kernel_ridge_predict",
   "loo_residuals",
+  "pack_bits",
+  "pack_signs",
   "power_iteration",
   "ridge_solve",
   "spectral_bounds",
   "topk_indices",
   "topk_merge",
+  "unpack_bits",
+  "unpack_signs",
 ]

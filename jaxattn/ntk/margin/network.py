@@ -248,7 +248,7 @@ def modular_labels(inputs: jax.Array, modulus: int) -> jax.Array:
   inputs = jnp.asarray(inputs)
   _checks.check_rank("inputs", inputs, 2)
   check_problem(modulus, inputs.shape[1])
-  _check_values(inputs, modulus)
+  check_values("inputs", inputs, modulus)
   return inputs.astype(jnp.int32).sum(1) % jnp.int32(modulus)
 
 
@@ -282,8 +282,16 @@ def check_inputs(
   inputs = jnp.asarray(inputs)
   _, k, p = params.inner.shape
   _checks.check_shape(name, inputs, (None, k), "(n, k)")
-  _check_values(inputs, p, name)
+  check_values(name, inputs, p)
   return inputs
+
+
+def check_values(name: str, x: jax.Array, modulus: int) -> None:
+  """Raises unless these are integers in [0, p), as far as can be seen."""
+  if not jnp.issubdtype(x.dtype, jnp.integer):
+    raise ValueError(f"{name} must be integers, got {x.dtype}")
+  if x.size:
+    _checks.check_range(f"all {name}", x, 0, modulus - 1)
 
 
 def digits(number: jax.Array, modulus: int, num_terms: int) -> jax.Array:
@@ -350,12 +358,3 @@ def _group_norm(params: PolyNet) -> jax.Array:
   total = ((squares / scale) ** ((k + 1) / 2)).sum()
   norm = total ** (1 / (k + 1)) * jnp.sqrt(scale)
   return norm.astype(params.inner.dtype)
-
-
-def _check_values(
-  inputs: jax.Array, modulus: int, name: str = "inputs"
-) -> None:
-  if not jnp.issubdtype(inputs.dtype, jnp.integer):
-    raise ValueError(f"{name} must be integers, got {inputs.dtype}")
-  if inputs.size:
-    _checks.check_range(f"all {name}", inputs, 0, modulus - 1)
