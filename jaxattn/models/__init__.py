@@ -1,5 +1,12 @@
 """flax models, and adapters that put any attention into a flax module."""
 
+try:
+  import flax as _flax  # noqa: F401
+except ModuleNotFoundError as error:
+  raise ImportError(
+    "jaxattn.models needs flax: pip install 'jaxattn[models]'"
+  ) from error
+
 from jaxattn.models._gradient_error import GradientError as GradientError
 from jaxattn.models._gradient_error import gradient_error as gradient_error
 from jaxattn.models.adapters import attention_fn as attention_fn
