@@ -1,13 +1,11 @@
 """Compiling in tests: never twice for the same shapes, and quickly."""
 
 import contextlib
-import functools
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 
 class _Compilations(logging.Handler):
@@ -49,23 +47,9 @@ def no_recompilation() -> Iterator[None]:
 
 
 def quick_jit(fn: Callable[..., Any]) -> Any:
-  """``jax.jit`` that compiles in a fifth of the time.
+  """``jax.jit`` that compiles in half of the time.
 
   What is left out is LLVM's work on each loop: the program is the same, and
   arrays in tests are too small for its speed to matter.
   """
-  return jax.jit(fn, compiler_options=_quick_options())
-
-
-@functools.cache
-def _quick_options() -> dict[str, Any]:
-  """Those options that this release of XLA knows."""
-  known = {}
-  for name, value in (
-    ("xla_backend_optimization_level", 0),
-    ("xla_cpu_use_fusion_emitters", False),
-  ):
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-      jax.jit(jnp.negative, compiler_options={name: value})(0.0)
-      known[name] = value
-  return known
+  return jax.jit(fn, compiler_options={"xla_backend_optimization_level": 0})
