@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxattn import _checks
-from jaxattn.sampling import schedules, solvers
+from jaxattn.sampling import _steps, schedules, solvers
 from jaxattn.sampling._mixture import GMM
-from jaxattn.sampling._steps import VectorField
+from jaxattn.sampling._steps import Corrector, VectorField
 from jaxattn.sampling.mixture_diffusion import gmm_logpdf, gmm_score
 
 # Of the exact one-dimensional measures: points of the grid, its least half-
@@ -36,22 +36,43 @@ class TVKL(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames="score_fn")
 def ddpm_law(gmm: GMM, ts: jax.Array, *, score_fn: VectorField | None) -> TVKL:
-  x = _grid(gmm)
-  width = x[1] - x[0]
-  score = _on_grid(gmm, score_fn)
+  x, score = _grid(gmm), _on_grid(gmm, score_fn)
 
   def step(q: jax.Array, inputs: tuple[Any, ...]) -> tuple[jax.Array, None]:
     t, gain, weight, variance = inputs
     mean = gain * x + 2 * weight * score(x, t)
-    kernel = (x[:, None] - mean[None]) ** 2 / (-2 * variance)
-    kernel = jnp.exp(kernel) / jnp.sqrt(2 * math.pi * variance)
-    return kernel @ q * width, None
+    return _kernel(x, mean, variance) @ q, None
 
   exact = schedules.ou().transfer(ts[:-1], ts[1:])
   q, _ = lax.scan(step, _normal_density(x), (ts[:-1], *exact))
-  log_p = gmm_logpdf(gmm, x[:, None], ts[-1])
-  log_q = jnp.log(jnp.maximum(q, jnp.finfo(q.dtype).tiny))
-  return _compare(log_p, log_q, jnp.full_like(x, width), jnp.array(True))
+  return _compare_on_grid(gmm, x, q, ts[-1])
+
+
+@functools.partial(jax.jit, static_argnames="score_fn")
+def dpom_law(
+  gmm: GMM,
+  ts: jax.Array,
+  corrector: Corrector,
+  *,
+  score_fn: VectorField | None,
+) -> TVKL:
+  x, score = _grid(gmm), _on_grid(gmm, score_fn)
+  h = jnp.asarray(corrector.step_size, x.dtype)
+
+  def block(q: jax.Array, times: jax.Array) -> tuple[jax.Array, None]:
+    def correct(x: jax.Array) -> jax.Array:
+      return x + h * score(x, times[-1])
+
+    # The predictor draws nothing: it is part of the first step that does.
+    ends = _steps.exponential(score, x, times, schedules.ou())
+    q = _kernel(x, correct(ends), 2 * h) @ q
+    again = _kernel(x, correct(x), 2 * h)
+    q = lax.fori_loop(1, corrector.num_steps, lambda _, q: again @ q, q)
+    return q, None
+
+  times = _steps.grouped(ts, corrector.every)
+  q, _ = lax.scan(block, _normal_density(x), times)
+  return _compare_on_grid(gmm, x, q, ts[-1])
 
 
 @functools.partial(jax.jit, static_argnames=("method", "score_fn"))
@@ -84,6 +105,21 @@ def _on_grid(gmm: GMM, score_fn: VectorField | None) -> VectorField:
   return score
 
 
+def _kernel(x: jax.Array, mean: jax.Array, variance: jax.Array) -> jax.Array:
+  """Carries densities on the grid by a Gaussian step from each point."""
+  power = (x[:, None] - mean[None]) ** 2 / (-2 * variance)
+  return jnp.exp(power) * ((x[1] - x[0]) / jnp.sqrt(2 * math.pi * variance))
+
+
+def _compare_on_grid(
+  gmm: GMM, x: jax.Array, q: jax.Array, t: jax.Array
+) -> TVKL:
+  log_p = gmm_logpdf(gmm, x[:, None], t)
+  log_q = jnp.log(jnp.maximum(q, jnp.finfo(q.dtype).tiny))
+  width = jnp.full_like(x, x[1] - x[0])
+  return _compare(log_p, log_q, width, jnp.array(True))
+
+
 def _compare(
   log_p: jax.Array, log_q: jax.Array, width: jax.Array, monotone: jax.Array
 ) -> TVKL:
@@ -96,7 +132,9 @@ def _compare(
   )
 
 
-def check_resolved(gmm: GMM, ts: jax.Array, method: str) -> None:
+def check_resolved(
+  gmm: GMM, ts: jax.Array, method: str, corrector: Corrector | None
+) -> None:
   # Under jit times are traced even where the mixture is not.
   if not (_checks.is_concrete(gmm.means) and _checks.is_concrete(ts)):
     return
@@ -105,6 +143,8 @@ def check_resolved(gmm: GMM, ts: jax.Array, method: str) -> None:
   found = {"component": jnp.exp(-2 * ts[-1]) * gmm.eigenvalues.min() + b2}
   if method == "ddpm":
     found["step"] = schedules.ou().transfer(ts[:-1], ts[1:])[2].min()
+  if corrector is not None and _checks.is_concrete(corrector.step_size):
+    found["step"] = 2 * jnp.asarray(corrector.step_size)
   for what, variance in found.items():
     if variance < (2 * spacing) ** 2:
       raise ValueError(

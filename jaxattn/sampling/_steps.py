@@ -161,18 +161,21 @@ def corrected(
 ) -> jax.Array:
   """Predictor steps in groups, a block of Langevin steps after each."""
   block = _overdamped if corrector.friction is None else _underdamped
-  groups = (len(ts) - 1) // corrector.every
-  starts = ts[:-1].reshape(groups, corrector.every)
-  ends = jnp.concatenate([starts[1:, 0], ts[-1:]])
 
   def body(x: jax.Array, group: tuple[Any, ...]) -> tuple[jax.Array, None]:
-    rng, starts, end = group
-    times = jnp.concatenate([starts, end[None]])
+    rng, times = group
     x = exponential(score_fn, x, times, schedule)
-    return block(rng, lambda x: score_fn(x, end), x, corrector), None
+    return block(rng, lambda x: score_fn(x, times[-1]), x, corrector), None
 
-  rngs = jax.random.split(rng, groups)
-  return lax.scan(body, x, (rngs, starts, ends))[0]
+  times = grouped(ts, corrector.every)
+  return lax.scan(body, x, (jax.random.split(rng, len(times)), times))[0]
+
+
+def grouped(ts: jax.Array, every: int) -> jax.Array:
+  """(groups, every + 1): each begins where the one before ends."""
+  starts = ts[:-1].reshape(-1, every)
+  ends = jnp.concatenate([starts[1:, :1], ts[None, -1:]])
+  return jnp.concatenate([starts, ends], axis=1)
 
 
 def _overdamped(

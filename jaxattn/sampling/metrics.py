@@ -28,7 +28,7 @@ from jaxattn.numerics._dtypes import accumulator
 from jaxattn.sampling import _laws, schedules, solvers
 from jaxattn.sampling._laws import TVKL
 from jaxattn.sampling._mixture import GMM
-from jaxattn.sampling._steps import VectorField
+from jaxattn.sampling._steps import Corrector, VectorField
 
 __all__ = [
   "TVKL",
@@ -48,7 +48,7 @@ _LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _ROWS = 256
 _EXACT_METHODS = (
   "ddpm", "ei", "euler", "heun", "midpoint", "rk4", "dpm1", "dpm2", "dpm3",
-  "dpmpp2m",
+  "dpmpp2m", "dpom",
 )  # fmt: skip
 
 
@@ -428,34 +428,38 @@ def tv_kl_1d(
   t_max: float,
   t_min: float = 0.0,
   score_fn: VectorField | None = None,
+  corrector: Corrector | None = None,
 ) -> TVKL:
   r"""Total variation and KL divergence of a solver's law, without samples.
 
   The solver starts from N(0, 1) at ``t_max`` and takes equal steps on the path
   of :func:`jaxattn.sampling.ou`; its law is compared with the mixture at
   ``t_min``. The law of "ddpm" is carried on a grid of 1401
-  points by one Gaussian kernel a step; a method of the ODE is a map F of z, and
-  its law has the density :math:`\varphi(z) / F'(z)` at F(z).
+  points by one Gaussian kernel a step, that of "dpom" by one a step of its
+  corrector; a method of the ODE is a map F of z, and its law has the density
+  :math:`\varphi(z) / F'(z)` at F(z). With "dpum" positions alone are no Markov
+  chain, as velocities last from step to step: sample it.
 
   Args:
     gmm: of :func:`jaxattn.sampling.gmm_init`, with d = 1.
-    method: "ddpm", or a method of the ODE with fixed steps.
-    num_steps: N.
+    method: "ddpm", "dpom", or a method of the ODE with fixed steps.
+    num_steps: N; of "dpom", of its predictor.
     t_max: T, where the solver starts.
     t_min: where it ends; methods in the log-SNR need it positive.
     score_fn: (x (n, 1), t) -> (n, 1), hashable; None = the exact score of the
       mixture.
+    corrector: of "dpom".
 
   Returns:
     A :class:`TVKL`.
 
   Raises:
     ValueError: if d is not 1, ``method`` is unknown or has no exact law here,
-      the times do not fit, or a component at ``t_min`` or the noise of a step
-      is narrower than two spacings of the grid.
+      the times or ``corrector`` do not fit, or a component at ``t_min`` or the
+      noise of a step is narrower than two spacings of the grid.
 
   Cost:
-    O(1401^2) a step for "ddpm", O(1401 k) scores for the others.
+    O(1401^2) a step for "ddpm" and "dpom", O(1401 k) scores for the others.
 
   Source:
     this project.
@@ -477,9 +481,12 @@ def tv_kl_1d(
   ).astype(gmm.means.dtype)
   # Under jit the solver itself cannot look at the times.
   solvers.check_direction(ts, method, schedules.ou())
-  _laws.check_resolved(gmm, ts, method)
+  corrector = solvers.check_corrector(corrector, method, num_steps)
+  _laws.check_resolved(gmm, ts, method, corrector)
   if method == "ddpm":
     return _laws.ddpm_law(gmm, ts, score_fn=score_fn)
+  if corrector is not None:
+    return _laws.dpom_law(gmm, ts, corrector, score_fn=score_fn)
   return _laws.ode_law(gmm, ts, method=method, score_fn=score_fn)
 
 

@@ -224,7 +224,7 @@ def sample_diffusion(
   _checks.check_choice("method", method, _METHODS)
   ts = _check_times(ts, method, tol)
   check_direction(ts, method, schedule)
-  corrector = _check_corrector(corrector, method, len(ts) - 1)
+  corrector = check_corrector(corrector, method, len(ts) - 1)
   x = jnp.asarray(x)
   _checks.check_floating("x", x)
   tol = _TOL if tol is None else tol
@@ -277,9 +277,10 @@ def check_direction(ts: jax.Array, method: str, schedule: Schedule) -> None:
     )
 
 
-def _check_corrector(
+def check_corrector(
   corrector: Corrector | None, method: str, num_steps: int
 ) -> Corrector | None:
+  """Raises unless there is a corrector where, and as, the method needs one."""
   if (corrector is None) == (method in _CORRECTED):
     expected = "a Corrector" if method in _CORRECTED else "None"
     raise ValueError(

@@ -10,6 +10,7 @@ import pytest
 from scipy import linalg, optimize, stats
 
 from jaxattn.sampling import (
+  Corrector,
   crps,
   energy_distance,
   energy_score,
@@ -202,6 +203,28 @@ def test_exact_law_of_exponential_steps():
   assert 0.95 <= np.log(tv[0] / tv[1]) / np.log(16) <= 1.05
 
 
+def test_exact_law_of_overdamped_corrector():
+  """Of N(0, v) all steps are linear: the law is N(0, q)."""
+  v, t_max, h, every, again = 0.4, 2.0, 0.1, 2, 3
+  ts = np.linspace(t_max, 0.0, 7)
+  var = np.exp(-2 * ts) * v - np.expm1(-2 * ts)
+  step, q = ts[0] - ts[1], 1.0
+  for n in range(6):
+    q *= (np.exp(step) - np.expm1(step) / var[n]) ** 2
+    if n % every == every - 1:
+      for _ in range(again):
+        q = (1 - h / var[n + 1]) ** 2 * q + 2 * h
+  law = tv_kl_1d(
+    gmm_init([1.0], jnp.zeros((1, 1)), [v]),
+    method="dpom",
+    num_steps=6,
+    t_max=t_max,
+    corrector=Corrector(h, num_steps=again, every=every),
+  )
+  want = (v / q - 1 - np.log(v / q)) / 2
+  np.testing.assert_allclose(law.kl, want, rtol=1e-8)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["heun", "dpm2"])
 def test_exact_laws_of_second_order(method):
@@ -326,6 +349,19 @@ def test_refused_clouds(call, message):
       {"gmm": lambda k, d: gmm_init([1.0], jnp.zeros((1, 1)), [1e-6])},
       "the grid of 1401 points, 0.01 apart, does not resolve a component of "
       "standard deviation 0.001",
+    ),
+    (
+      {"method": "dpom"},
+      "corrector must be a Corrector for 'dpom', got None",
+    ),
+    (
+      {"corrector": Corrector(0.1)},
+      "corrector must be None for 'ddpm', got Corrector(",
+    ),
+    (
+      {"method": "dpom", "corrector": Corrector(1e-4)},
+      "the grid of 1401 points, 0.01 apart, does not resolve a step of "
+      "standard deviation 0.0141",
     ),
     (
       {"num_steps": 100_000},
