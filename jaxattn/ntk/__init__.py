@@ -1,6 +1,7 @@
 """Tangent kernels in closed form, and what they predict of training."""
 
 from jaxattn.ntk import margin as margin
+from jaxattn.ntk import one_bit as one_bit
 from jaxattn.ntk._blocks import blocked_gram as blocked_gram
 from jaxattn.ntk._prefix import PrefixContext as PrefixContext
 from jaxattn.ntk._prefix import PrefixHistory as PrefixHistory
@@ -44,6 +45,21 @@ from jaxattn.ntk.margin import is_exact_design as is_exact_design
 from jaxattn.ntk.margin import max_margin as max_margin
 from jaxattn.ntk.margin import modular_inputs as modular_inputs
 from jaxattn.ntk.margin import modular_labels as modular_labels
+from jaxattn.ntk.one_bit import OneBit as OneBit
+from jaxattn.ntk.one_bit import OneBitHistory as OneBitHistory
+from jaxattn.ntk.one_bit import ScalingTable as ScalingTable
+from jaxattn.ntk.one_bit import SignKernel as SignKernel
+from jaxattn.ntk.one_bit import effective_rate as effective_rate
+from jaxattn.ntk.one_bit import (
+  generalization_difference as generalization_difference,
+)
+from jaxattn.ntk.one_bit import packed_apply as packed_apply
+from jaxattn.ntk.one_bit import quantize_rows as quantize_rows
+from jaxattn.ntk.one_bit import scaling_table as scaling_table
+from jaxattn.ntk.one_bit import secant_kernel as secant_kernel
+from jaxattn.ntk.one_bit import sign_ste as sign_ste
+from jaxattn.ntk.one_bit import ste_kernel as ste_kernel
+from jaxattn.ntk.one_bit import train_one_bit as train_one_bit
 from jaxattn.ntk.structured import DenseTap as DenseTap
 from jaxattn.ntk.structured import structured_ntk as structured_ntk
 
@@ -53,14 +69,19 @@ __all__ = [
   "KernelFactor",
   "LazyMetrics",
   "Margin",
+  "OneBit",
+  "OneBitHistory",
   "PolyNet",
   "PrefixContext",
   "PrefixHistory",
   "RequiredLength",
+  "ScalingTable",
+  "SignKernel",
   "blocked_gram",
   "descent_recursion",
   "descent_test",
   "descent_train",
+  "effective_rate",
   "empirical_ntk",
   "evaluate_margin",
   "expected_margin",
@@ -68,6 +89,7 @@ __all__ = [
   "flow_train",
   "fourier_network",
   "fourier_report",
+  "generalization_difference",
   "group_norm",
   "is_exact_design",
   "kernel_factor",
@@ -79,17 +101,25 @@ __all__ = [
   "modular_inputs",
   "modular_labels",
   "ntk_vector_product",
+  "one_bit",
+  "packed_apply",
   "prefix_limit_kernel",
   "prefix_ntk",
   "prefix_output",
+  "quantize_rows",
   "relu_covariance",
   "required_length",
+  "scaling_table",
+  "secant_kernel",
+  "sign_ste",
   "sketched_ntk",
+  "ste_kernel",
   "structured_ntk",
   "tied_prefix_init",
   "tied_prefix_jacobian",
   "tied_prefix_limit_kernel",
   "tied_prefix_ntk",
   "tied_prefix_output",
+  "train_one_bit",
   "train_prefix",
 ]

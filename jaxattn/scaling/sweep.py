@@ -52,6 +52,7 @@ def sweep(
   widths: Sequence[int],
   num_seeds: int,
   *,
+  args: Sequence[Any] = (),
   method: str = "per_width",
   max_width: int | None = None,
   memory_limit: int = 2**31,
@@ -66,12 +67,12 @@ def sweep(
 
   Methods, and what ``fn`` is called with:
 
-  * ``"per_width"``: ``fn(rng, width)``, an int: shapes may depend on it. One
-    compilation a width.
-  * ``"padded"``: ``fn(rng, width, max_width=max_width)``, a traced width and
-    the size of all arrays, an int. One compilation. Surplus neurons must have
-    no output, get no gradient (nor decay) and no share of a normalizer, and
-    scale factors must take ``width``.
+  * ``"per_width"``: ``fn(rng, width, *args)``, an int: shapes may depend on it.
+    One compilation a width.
+  * ``"padded"``: ``fn(rng, width, *args, max_width=max_width)``, a traced width
+    and the size of all arrays, an int. One compilation. Surplus neurons must
+    have no output, get no gradient (nor decay) and no share of a normalizer,
+    and scale factors must take ``width``.
   * ``"buckets"``: the same, padded to the next power of four; one compilation
     for each that occurs.
 
@@ -85,6 +86,8 @@ def sweep(
       width.
     widths: different positive integers.
     num_seeds: results for each width; a multiple of the devices of ``mesh``.
+    args: arrays, and trees of them, that all calls share, such as data. What
+      ``fn`` closes over is compiled into each program instead.
     method: ``"per_width"``, ``"padded"`` or ``"buckets"``.
     max_width: of ``"padded"`` only: the size; None = the largest width.
     memory_limit: bytes that seeds may take side by side on a device. What one
@@ -130,11 +133,13 @@ def sweep(
     )
   padded = method != "per_width"
   groups = _grouped(widths, method, max_width)
-  _check_results(rng, fn, groups, padded)
+  args = tuple(args)
+  _check_results(rng, fn, groups, padded, args)
   found: dict[int, Any] = {}
   for group in groups:
     values = _run(
       _keys(rng, jnp.array(group.widths, jnp.int32), num_seeds),
+      args,
       fn=fn,
       group=group,
       padded=padded,
@@ -183,13 +188,17 @@ def _bucket(width: int) -> int:
 
 
 def _check_results(
-  rng: jax.Array, fn: Callable[..., Any], groups: list[_Group], padded: bool
+  rng: jax.Array,
+  fn: Callable[..., Any],
+  groups: list[_Group],
+  padded: bool,
+  args: tuple[Any, ...],
 ) -> None:
   """Raises before anything runs; what is traced here is not traced again."""
   first: Any = None
   for group in groups:
     one = functools.partial(_one, fn=fn, size=group.size, padded=padded)
-    shapes = jax.eval_shape(one, rng, jnp.int32(group.widths[0]))
+    shapes = jax.eval_shape(one, rng, jnp.int32(group.widths[0]), args)
     first = shapes if first is None else first
     _check_same(first, shapes, groups[0].size, group.size)
 
@@ -218,6 +227,7 @@ def _check_same(want: Any, got: Any, first: int, width: int) -> None:
 def _one(
   rng: jax.Array,
   width: jax.Array,
+  args: tuple[Any, ...],
   *,
   fn: Callable[..., Any],
   size: int,
@@ -225,8 +235,8 @@ def _one(
 ) -> Any:
   """One seed; jitted so that all who call it share one trace."""
   if padded:
-    return fn(rng, width, max_width=size)
-  return fn(rng, size)
+    return fn(rng, width, *args, max_width=size)
+  return fn(rng, size, *args)
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -249,6 +259,7 @@ def _keys(rng: jax.Array, widths: jax.Array, num_seeds: int) -> jax.Array:
 )
 def _run(
   keys: jax.Array,
+  args: tuple[Any, ...],
   *,
   fn: Callable[..., Any],
   group: _Group,
@@ -258,10 +269,13 @@ def _run(
 ) -> list[Any]:
   """Results of all seeds, for each width of a group."""
   widths = jnp.array(group.widths, jnp.int32)
-  one = functools.partial(_one, fn=fn, size=group.size, padded=padded)
 
-  def run(keys: jax.Array) -> Any:
+  def run(keys: jax.Array, args: tuple[Any, ...]) -> Any:
     """(W, S, ...) of (W, S) keys, in as many turns as memory asks for."""
+
+    def one(rng: jax.Array, width: jax.Array) -> Any:
+      return _one(rng, width, args, fn=fn, size=group.size, padded=padded)
+
     shape, num = keys.shape[:2], keys.shape[0] * keys.shape[1]
     flat = keys.reshape(num, *keys.shape[2:])
     inputs = flat, jnp.repeat(widths, shape[1])
@@ -276,27 +290,32 @@ def _run(
       )
     return jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), values)
 
-  values = run(keys) if mesh is None else _on_devices(run, keys, mesh)
+  values = (
+    run(keys, args) if mesh is None else _on_devices(run, keys, args, mesh)
+  )
   return [
     jax.tree.map(operator.itemgetter(i), values) for i in range(widths.size)
   ]
 
 
 def _on_devices(
-  run: Callable[..., Any], keys: jax.Array, mesh: jax.sharding.Mesh
+  run: Callable[..., Any],
+  keys: jax.Array,
+  args: tuple[Any, ...],
+  mesh: jax.sharding.Mesh,
 ) -> Any:
   """Each device runs its seeds, which it takes from the keys of all."""
   axes, share = mesh.axis_names, keys.shape[1] // mesh.size
 
-  def local(keys: jax.Array) -> Any:
+  def local(keys: jax.Array, args: tuple[Any, ...]) -> Any:
     first = lax.axis_index(axes) * share
-    return run(lax.dynamic_slice_in_dim(keys, first, share, axis=1))
+    return run(lax.dynamic_slice_in_dim(keys, first, share, axis=1), args)
 
   # Loops inside fn start from constants, which vary over no axis: nothing that
   # devices exchange or transpose needs the check.
   return _compat.shard_map(
     local, mesh=mesh, in_specs=P(), out_specs=P(None, axes), check_vma=False
-  )(keys)
+  )(keys, args)
 
 
 def _live_bytes(fn: Callable[..., Any], *args: Any) -> int:
@@ -312,7 +331,7 @@ def _peak(jaxpr: Any) -> int:
       if hasattr(v.aval, "dtype")
     )
 
-  # Constants are not counted: all seeds share them.
+  # Constants and args are not counted: all seeds share them.
   constants = set(jaxpr.constvars)
   last = dict.fromkeys(_variables(jaxpr.outvars), len(jaxpr.eqns))
   for i, eqn in reversed(list(enumerate(jaxpr.eqns))):

@@ -125,6 +125,21 @@ def test_padded_compiles_once():
   assert names.count("jit(_run)") == 2
 
 
+def _total(rng, width, x, y, max_width=None):
+  return {"total": x.sum() + y["y"] * width, "width": jnp.int32(width)}
+
+
+def test_args_are_shared_and_may_change():
+  x, other, y = jnp.arange(3.0), jnp.arange(1.0, 4.0), {"y": jnp.ones(())}
+  for method in ("per_width", "padded"):
+    call = functools.partial(run_sweep, _KEY, _total, (3, 5), 2, method=method)
+    first = call(args=(x, y)).values["total"]
+    with no_recompilation():
+      second = call(args=(other, y)).values["total"]
+    np.testing.assert_array_equal(first, [[6, 6], [8, 8]])
+    np.testing.assert_array_equal(second, first + 3)
+
+
 # --- memory ---
 
 
@@ -161,6 +176,7 @@ def test_devices_share_the_seeds(kind):
   mesh = jax.make_mesh((2, 2), ("a", "b"), (axis, axis))
   for options in ({}, {"method": "padded"}):
     got = run_sweep(_KEY, _train, _WIDTHS[:2], 4, mesh=mesh, **options).values
+    assert len(got["output"].sharding.device_set) == 4
     assert got["output"].addressable_shards[0].data.shape == (2, 1, _DATA)
     for name, values in _swept().values.items():
       np.testing.assert_allclose(got[name], values[:2], rtol=1e-5, atol=1e-5)
@@ -206,6 +222,13 @@ def test_refused(change, message):
   arguments = {"fn": _sizes, "widths": (4, 8), "num_seeds": 2} | change
   with pytest.raises(ValueError, match=message):
     scaling.sweep(_KEY, **arguments)
+
+
+def test_devices_share_the_args():
+  mesh = jax.make_mesh((2,), ("a",), (jax.sharding.AxisType.Auto,))
+  args = jnp.arange(3.0), {"y": jnp.ones(())}
+  got = run_sweep(_KEY, _total, (3, 5), 2, args=args, mesh=mesh).values
+  np.testing.assert_array_equal(got["total"], [[6, 6], [8, 8]])
 
 
 def test_mesh_must_divide_the_seeds():
