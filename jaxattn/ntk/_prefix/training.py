@@ -21,7 +21,8 @@ from jax import lax
 from jaxattn import _checks
 from jaxattn.ntk._prefix import context as contexts
 from jaxattn.ntk._prefix import finite
-from jaxattn.ntk._prefix.context import Context, PrefixContext
+from jaxattn.ntk._prefix.context import Context, Datum
+from jaxattn.ntk.empirical import ntk_vector_product
 from jaxattn.numerics import power_iteration
 from jaxattn.softmax import Prefix, prefix_init
 
@@ -56,7 +57,7 @@ def train_prefix(
   context: Context | None = None,
   *,
   length: int,
-  output_scale: str | float = "m",
+  output_scale: str | float | jax.Array = "m",
   learning_rate_fraction: float | jax.Array = 0.5,
   num_steps: int,
   x_eval: jax.Array | None = None,
@@ -156,7 +157,9 @@ def train_prefix(
   return jax.tree.map(lambda z: z.astype(dtype), found)
 
 
-def _scale(output_scale: str | float, length: int) -> float:
+def _scale(
+  output_scale: str | float | jax.Array, length: int
+) -> float | jax.Array:
   if isinstance(output_scale, str):
     _checks.check_choice("output_scale", output_scale, ("m", "sqrt_m"))
     return float(length) if output_scale == "m" else math.sqrt(length)
@@ -170,7 +173,7 @@ def _train(
   rng: jax.Array,
   initial: Prefix,
   y: jax.Array,
-  data: list[tuple[jax.Array, PrefixContext | None]],
+  data: list[Datum],
   scale: Any,
   fraction: Any,
   bias: Any,
@@ -180,21 +183,26 @@ def _train(
 ) -> tuple[Prefix, PrefixHistory]:
   scale, fraction = (jnp.asarray(z, y.dtype) for z in (scale, fraction))
 
-  def outputs(moved: Prefix, part: int) -> jax.Array:
+  def outputs(moved: Prefix, data: Datum) -> jax.Array:
     key, value = jax.tree.map(lambda p, q: (p + q)[:, 0], initial, moved)
-    return finite.output(key, value, *data[part], bias)
+    return finite.output(key, value, *data, bias)
 
   # Steps are added up apart from the prefix, next to which they are so small
   # that they would be rounded.
   zero = jax.tree.map(jnp.zeros_like, initial)
-  offsets = [outputs(zero, part) for part in range(len(data))]
+  offsets = [outputs(zero, part) for part in data]
 
   def model(moved: Prefix, part: int = 0) -> jax.Array:
-    return scale * (outputs(moved, part) - offsets[part])
+    return scale * (outputs(moved, data[part]) - offsets[part])
 
   start = jax.random.normal(rng, y.shape, y.dtype)
-  largest, _ = power_iteration(_kernel_product(model, zero), start)
-  learning_rate = fraction / largest
+  product = functools.partial(
+    ntk_vector_product,
+    lambda moved, x: scale * outputs(moved, x),
+    zero,
+    data[0],
+  )
+  learning_rate = fraction / power_iteration(product, start)[0]
 
   def step(moved: Prefix, _: None) -> tuple[Prefix, tuple[Any, ...]]:
     out, vjp = jax.vjp(model, moved)
@@ -213,16 +221,6 @@ def _train(
     outputs=jnp.concatenate((recorded, out[None])) if record else None,
   )
   return jax.tree.map(jnp.add, initial, moved), history
-
-
-def _kernel_product(model: Any, params: Prefix) -> Any:
-  """Product of the tangent kernel of a model with an array of its outputs."""
-  _, pull = jax.vjp(model, params)
-
-  def product(v: jax.Array) -> jax.Array:
-    return jax.jvp(model, (params,), pull(v))[1]
-
-  return product
 
 
 def _loss(out: jax.Array, y: jax.Array) -> jax.Array:
