@@ -3,8 +3,9 @@
 On the residual state-space task of arXiv 2412.06061, all samples or only those
 whose next value has another sign than the last:
 
-1. Risks of attention in its variants and of linear networks, beside the risk of
-   the task's own coefficients and the floor of what ignores the order of lags.
+1. Risks of attention in its variants, of linear networks and of the forecast 0,
+   beside the risk of the task's own coefficients and the floor of what ignores
+   the order of lags.
 2. Gradient descent on few samples, as the theory has it, in float64: does the
    training risk vanish, and do heads align with their signs?
 3. Risks by correlation of neighbours, number of lags, and noise.
@@ -41,7 +42,7 @@ _MODELS: dict[str, dict[str, Any]] = {
   "patch": {"kind": "patch"},
   "position bias": {"kind": "position_bias"},
 }
-_REMEDY, _LINEAR = "position bias", "linear residual"
+_REMEDY, _LINEAR, _ZERO = "position bias", "linear residual", "zero"
 # Those that cannot see the order of the past, and decide.
 _BLIND = ("plain, signs fixed", "plain")
 _SWEPT = ("plain", _REMEDY, _LINEAR)
@@ -104,7 +105,7 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
 def _risks(wd: harness.Workdir) -> dict[str, list[Point]]:
   """A point for each draw, by model."""
   config: Config = wd.config
-  names = (*config.models, _LINEAR)
+  names = (*config.models, _LINEAR, _ZERO)
   return {
     name: [
       wd.point(
@@ -216,6 +217,8 @@ def risk_point(
   if name == _LINEAR:
     v = models.residual_linear_fit(*train)
     predict = functools.partial(models.residual_linear_apply, v)
+  elif name == _ZERO:
+    predict = lambda x: jnp.zeros(len(x))  # noqa: E731
   else:
     rng = jax.random.fold_in(_rng(config, draw), 4)
     params = trained(config, name, rng, train)

@@ -41,6 +41,17 @@ def test_forecaster_is_the_best_of_its_checks():
   assert losses[4] < losses[1]
 
 
+def test_risk_of_the_forecast_zero():
+  """The second moment of what comes, on all samples and where signs change."""
+  config = harness.load_config(f"{_CONFIG}:cpu")
+  point = experiment.risk_point(config, "zero", 0)
+  theta = np.arccos(config.gamma)
+  square = 1 - np.sin(theta) * np.cos(theta) / theta
+  for key, want in (("id", 1), ("ood", square)):
+    gap = point[key] - (want + config.noise**2)
+    assert abs(gap) < 4.5 * point[f"{key} error"]
+
+
 def test_full_size_is_traced():
   config = harness.load_config(f"{_CONFIG}:full")
   x = jax.ShapeDtypeStruct((config.num_train, config.dim), jnp.float32)
