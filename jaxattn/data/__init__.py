@@ -1,5 +1,9 @@
 """Data that needs no download: numpy in, arrays out."""
 
+from jaxattn.data.graphs import from_networkx as from_networkx
+from jaxattn.data.graphs import load_g2_molecules as load_g2_molecules
+from jaxattn.data.graphs import load_tu as load_tu
+from jaxattn.data.graphs import pad_graphs as pad_graphs
 from jaxattn.data.icl import ICLTask as ICLTask
 from jaxattn.data.icl import corrupt_prompt as corrupt_prompt
 from jaxattn.data.icl import sample_icl_task as sample_icl_task
@@ -52,13 +56,17 @@ __all__ = [
   "conditional_moments",
   "corrupt_prompt",
   "elliptope",
+  "from_networkx",
   "inconsistency_probability",
   "load_breast_cancer",
   "load_digits",
   "load_flux_polytope",
+  "load_g2_molecules",
   "load_series",
   "load_text",
+  "load_tu",
   "modular_split",
+  "pad_graphs",
   "permutation_floor",
   "recall_batch",
   "residual_linear_risk",

@@ -29,6 +29,12 @@ from jaxattn.models.forecast import (
 )
 from jaxattn.models.forecast import residual_linear_fit as residual_linear_fit
 from jaxattn.models.forecast import seasonal_naive as seasonal_naive
+from jaxattn.models.gnn import GNNHistory as GNNHistory
+from jaxattn.models.gnn import GNNParams as GNNParams
+from jaxattn.models.gnn import gnn_apply as gnn_apply
+from jaxattn.models.gnn import gnn_init as gnn_init
+from jaxattn.models.gnn import gnn_with_taps as gnn_with_taps
+from jaxattn.models.gnn import train_gnn as train_gnn
 from jaxattn.models.icl import ICLHistory as ICLHistory
 from jaxattn.models.icl import ICLRegressor as ICLRegressor
 from jaxattn.models.icl import train_icl as train_icl
@@ -82,6 +88,8 @@ __all__ = [
   "DiT",
   "FlowHistory",
   "FlowMLP",
+  "GNNHistory",
+  "GNNParams",
   "GradientError",
   "HistoryCache",
   "ICLHistory",
@@ -100,6 +108,9 @@ __all__ = [
   "attention_matrices",
   "encode_history",
   "fourier2d_share",
+  "gnn_apply",
+  "gnn_init",
+  "gnn_with_taps",
   "gradient_error",
   "load_minilm",
   "minilm_apply",
@@ -122,6 +133,7 @@ __all__ = [
   "separation_transition",
   "separation_weight",
   "train_flow",
+  "train_gnn",
   "train_icl",
   "train_poly_net",
   "train_scalar_attention",

@@ -29,6 +29,10 @@ from jaxattn.ntk.flow import flow_test as flow_test
 from jaxattn.ntk.flow import flow_train as flow_train
 from jaxattn.ntk.flow import kernel_factor as kernel_factor
 from jaxattn.ntk.flow import linearized_loss as linearized_loss
+from jaxattn.ntk.graph import GraphBatch as GraphBatch
+from jaxattn.ntk.graph import graph_gntk as graph_gntk
+from jaxattn.ntk.graph import node_gntk as node_gntk
+from jaxattn.ntk.graph import self_covariances as self_covariances
 from jaxattn.ntk.infinite import mlp_ntk as mlp_ntk
 from jaxattn.ntk.infinite import relu_covariance as relu_covariance
 from jaxattn.ntk.lazy import LazyMetrics as LazyMetrics
@@ -66,6 +70,7 @@ from jaxattn.ntk.structured import structured_ntk as structured_ntk
 __all__ = [
   "DenseTap",
   "FourierReport",
+  "GraphBatch",
   "KernelFactor",
   "LazyMetrics",
   "Margin",
@@ -90,6 +95,7 @@ __all__ = [
   "fourier_network",
   "fourier_report",
   "generalization_difference",
+  "graph_gntk",
   "group_norm",
   "is_exact_design",
   "kernel_factor",
@@ -100,6 +106,7 @@ __all__ = [
   "mlp_ntk",
   "modular_inputs",
   "modular_labels",
+  "node_gntk",
   "ntk_vector_product",
   "one_bit",
   "packed_apply",
@@ -111,6 +118,7 @@ __all__ = [
   "required_length",
   "scaling_table",
   "secant_kernel",
+  "self_covariances",
   "sign_ste",
   "sketched_ntk",
   "ste_kernel",

@@ -189,3 +189,70 @@ def test_bounds_on_the_range_of_a_singular_gram():
 def test_refused(call, message):
   with pytest.raises(ValueError, match=re.escape(message)):
     call()
+
+
+# --- kernel ridge ---
+
+
+@pytest.mark.parametrize("columns", [(), (2,)])
+def test_kernel_ridge(columns):
+  rng = np.random.default_rng(0)
+  k = _psd(12, 12, 0)
+  y = rng.normal(size=(12, *columns)) + 3
+  fit = linalg.kernel_ridge_fit(k, y, relative_ridge=0.1)
+  shift = 0.1 * np.trace(k) / 12 * np.eye(12)
+  want = np.linalg.solve(k + shift, y - y.mean(0))
+  np.testing.assert_allclose(fit.coef, want, rtol=1e-10)
+  np.testing.assert_allclose(fit.offset, y.mean(0), rtol=1e-14)
+  got = linalg.kernel_ridge_predict(k[:5], fit)
+  np.testing.assert_allclose(got, k[:5] @ want + y.mean(0), rtol=1e-12)
+  exact = linalg.kernel_ridge_fit(k, y, relative_ridge=0.0)
+  np.testing.assert_allclose(
+    linalg.kernel_ridge_predict(k, exact), y, rtol=1e-8
+  )
+
+
+@pytest.mark.parametrize("columns", [(), (2,)])
+def test_leaving_one_out_is_fitting_without_it(columns):
+  rng = np.random.default_rng(1)
+  k = _psd(9, 5, 1)
+  y = rng.normal(size=(9, *columns))
+  errors = linalg.loo_residuals(k, y, relative_ridge=0.05)
+  full = k + 0.05 * np.trace(k) / 9 * np.eye(9)
+  mean = y.mean(0)
+  for i in range(9):
+    rest = np.delete(np.arange(9), i)
+    coef = np.linalg.solve(full[rest][:, rest], y[rest] - mean)
+    error = y[i] - mean - k[i, rest] @ coef
+    np.testing.assert_allclose(errors[i], error, rtol=1e-10)
+
+
+def test_kernel_ridge_of_16_bits():
+  k = _psd(6, 6, 2).astype("float16")
+  y = np.arange(6, dtype="float16")
+  fit = linalg.kernel_ridge_fit(k, y, relative_ridge=1.0)
+  assert fit.coef.dtype == fit.offset.dtype == "float16"
+  assert linalg.kernel_ridge_predict(k, fit).dtype == "float16"
+  assert linalg.loo_residuals(k, y, relative_ridge=1.0).dtype == "float16"
+
+
+def test_kernel_ridge_refuses():
+  k, y = np.eye(3), np.ones(3)
+  fit = linalg.KernelRidge(jnp.ones(3), jnp.ones(()))
+  for call in (linalg.kernel_ridge_fit, linalg.loo_residuals):
+    for args, ridge, message in (
+      ((k[:2], y), 0.1, "k must have shape (2, 2) = (n, n), got (2, 3)"),
+      ((k, y[:2]), 0.1, "y must have shape (3,) = (n,) or (n, k), got (2,)"),
+      ((k, y.astype("float32")), 0.1, "all arrays must have one dtype"),
+      ((k, y), -0.1, "relative_ridge must be non-negative, got -0.1"),
+      ((k, y), y, "relative_ridge must be a real scalar"),
+    ):
+      with pytest.raises(ValueError, match=re.escape(message)):
+        call(*args, relative_ridge=ridge)
+  for args, message in (
+    ((k[0], fit), "k_test must have 2 dimensions, got shape (3,)"),
+    ((k[:, 1:], fit), "k_test must have shape (*, 3) = (n_test, n)"),
+    ((k, fit._replace(offset=y)), "offset of fit must have shape (), got (3,)"),
+  ):
+    with pytest.raises(ValueError, match=re.escape(message)):
+      linalg.kernel_ridge_predict(*args)
