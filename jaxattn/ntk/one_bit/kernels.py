@@ -134,8 +134,8 @@ def secant_kernel(
     >>> from jaxattn.ntk import secant_kernel
     >>> x = jnp.array([[0.8, 0.6], [0.6, -0.8]])
     >>> print(secant_kernel(x).kernel.round(3))
-    [[ 0.49 -0.07]
-     [ 0.07  0.49]]
+    [[ 0.34 -0.09]
+     [-0.09  0.34]]
   """
   return _expectation(
     "secant_kernel", _secant_batch, x1, x2, method, num_samples, rng

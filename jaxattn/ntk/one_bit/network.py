@@ -119,8 +119,8 @@ def apply(
     >>> from jaxattn.ntk import one_bit
     >>> w = jnp.array([[0.1, -2.0], [3.0, 0.2], [1.0, 1.0], [0.0, 0.0]])
     >>> params = one_bit.OneBit(w, jnp.array([1.0, 1.0, -1.0, 1.0]))
-    >>> print(one_bit.apply(params, jnp.array([[0.8, 0.6]])))
-    [0.8]
+    >>> print(one_bit.apply(params, jnp.array([[0.75, 0.5]])))
+    [0.75]
   """
   x = jnp.asarray(x)
   check_params(params, x=x)

@@ -144,8 +144,8 @@ def _table_fn(
     return {
       "train": 2 * log.loss[at] / len(x),
       "train_avg": 2 * log.loss_avg[at] / len(x),
-      "test": jnp.square(log.f_eval - y_test).mean(-1),
-      "test_avg": jnp.square(log.f_eval_avg - y_test).mean(-1),
+      "test": jnp.square(log.f_eval - y_test[None]).mean(-1),
+      "test_avg": jnp.square(log.f_eval_avg - y_test[None]).mean(-1),
     }
 
   def errors(

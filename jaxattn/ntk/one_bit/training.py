@@ -252,8 +252,8 @@ def _train(
   last, average = record(sums, w, shares[-1])
   norms = jnp.linalg.norm(x, axis=1)
   history = OneBitHistory(
-    loss=_half_squares(outs - y),
-    loss_avg=_half_squares(_running_mean(outs, window) - y),
+    loss=_half_squares(outs - y[None]),
+    loss_avg=_half_squares(_running_mean(outs, window) - y[None]),
     flips=flips,
     f=outs,
     f_eval=last,
