@@ -55,6 +55,34 @@ def test_prefix_bias_and_length():
   )
 
 
+def test_prefix_attention_is_that_of_jax_with_a_bias_row():
+  call = prefix_call(2.0, n=4, kv=2, m=70, s=32)
+  seen = np.random.default_rng(0).random((4, 32, 32)) < 0.7
+  # A query that sees no context sees the prefix.
+  seen[:, 3] = False
+  options = {"prefix_bias": 0.7, "count_normalized": True}
+  bias = np.where(np.arange(70 + 32) < 70, 0.7 - math.log(70), 0.0)
+  bias = np.broadcast_to(bias, (1, 4, 32, 102))
+  for dtype, atol in (("float32", 1e-5), ("bfloat16", 2e-2)):
+    query, key, value, *prefix = (jnp.asarray(x, dtype) for x in call)
+    both = [jnp.concatenate(p) for p in zip(prefix, (key, value))]
+    for is_causal in (False, True):
+      got = prefix_attention(
+        query, key, value, *prefix, mask=seen, is_causal=is_causal, **options
+      )
+      own = seen & np.tri(32, dtype=bool) if is_causal else seen
+      want = jax.nn.dot_product_attention(
+        query[None],
+        *(x[None] for x in both),
+        jnp.asarray(bias, dtype),
+        jnp.concatenate((jnp.ones((4, 32, 70), bool), own), -1)[None],
+      )[0]
+      assert got.dtype == dtype
+      np.testing.assert_allclose(
+        got.astype("float32"), want.astype("float32"), rtol=0, atol=atol
+      )
+
+
 def test_gradients_of_a_prefix():
   call = [x[:, :1] for x in prefix_call(1.0, t=6, s=5, m=9, n=2, kv=2)]
 
