@@ -76,9 +76,9 @@ def test_lists_of_names_are_complete():
     assert functions <= set(names), name
 
 
-# Names that packages use as namespaces share: newton.init, dikin.init. And the
+# Names that packages use as namespaces share: newton.init, margin.apply. And the
 # center of a body is that of a polytope's (a, b), given as one thing.
-_SHARED = {"analytic_center", "build_kernel", "init"}
+_SHARED = {"analytic_center", "apply", "build_kernel", "init"}
 
 
 def test_one_name_is_one_thing():
