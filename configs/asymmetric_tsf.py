@@ -48,7 +48,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.descent_widths = (32, 256, 1024)
   config.descent_train, config.descent_eval = 128, 2000
   config.descent_steps, config.descent_every = 1000, 50
-  config.descent_draws = 4
+  config.descent_draws = 3
   config.drift_step = 200
   # What theorem 5.2 has in the end: a risk below any (here, that of noise), and
   # nearly all heads aligned.

@@ -330,7 +330,8 @@ def series_point(config: Config, spec: tuple[Any, ...], name: str) -> Point:
       **_FORECASTERS[name],
     )
     params = fit_forecaster(config, model, train, val)
-    forecast = jax.jit(model.apply)(params, test[0])
+    # Step by step, as at the start: of one call compilation is the cost.
+    forecast = model.apply(params, test[0])
   return forecast_errors(np.asarray(forecast), *map(np.asarray, test))
 
 
@@ -377,8 +378,10 @@ def forecast_errors(
 def fit_forecaster(config: Config, model: Any, train: Data, val: Data) -> Any:
   """Parameters that were best on the validation part."""
   num_steps, rate = config.forecaster_steps, config.forecaster_rate
+  rng = jax.random.key(config.seed)
   return _fit(
-    jax.random.key(config.seed),
+    rng,
+    model.init(rng, train[0][:1]),
     train,
     val,
     model=model,
@@ -396,6 +399,7 @@ def fit_forecaster(config: Config, model: Any, train: Data, val: Data) -> Any:
 )
 def _fit(
   rng: jax.Array,
+  params: Any,
   train: Data,
   val: Data,
   *,
@@ -424,7 +428,6 @@ def _fit(
     keep = functools.partial(jnp.where, error < least)
     return (carry, jax.tree.map(keep, carry[0], best), keep(error, least)), None
 
-  params = model.init(rng, train[0][:1])
   start = (params, optimizer.init(params)), params, jnp.asarray(jnp.inf)
   steps = jnp.arange(num_steps).reshape(checks, -1)
   return lax.scan(check, start, steps)[0][1]
