@@ -504,6 +504,7 @@ def _scale_checks(config: Config, scales: Point) -> list[harness.Check]:
   accepted, lengths, at = config.accepted, config.scale_lengths, -2
   lazy = {name: x[:, :, -1] for name, x in scales.items()}
   changes = medians(scales["change"])[at]
+  diverged = 1 - np.isfinite(scales["change"]).mean((0, 1))
   ratio = medians(scales["change"][:, :, -1] / scales["change"][:, :, -2])
   return [
     *(
@@ -527,8 +528,12 @@ def _scale_checks(config: Config, scales: Point) -> list[harness.Check]:
       high=accepted.final_loss,
     ),
     *(
+      harness.Check(f"share of runs that diverge, scale {name}", x)
+      for name, x in zip(("1", "sqrt(m)", "m"), diverged, strict=True)
+    ),
+    *(
       harness.Check(f"change of the kernel, scale {name}, m={lengths[at]}", x)
-      for name, x in zip(("1", "sqrt(m)", "m"), changes, strict=True)
+      for name, x in zip(("sqrt(m)", "m"), changes[1:], strict=True)
     ),
   ]
 
@@ -645,12 +650,11 @@ def _draw_loss(ax: Axes, config: Config, digits: Point) -> None:
 
 def _draw_scales(ax: Axes, config: Config, scales: Point) -> None:
   for i, name in enumerate(SCALES):
-    harness.plot_loglog(
-      ax,
-      config.scale_lengths,
-      medians(scales["change"][:, :, i]),
-      label=rf"$\gamma = {name}$",
-    )
+    change, label = medians(scales["change"][:, :, i]), rf"$\gamma = {name}$"
+    if np.isfinite(change).all():
+      harness.plot_loglog(ax, config.scale_lengths, change, label=label)
+    else:
+      ax.plot([], [], " ", label=f"{label}: diverges")
   ax.set(
     title="Random data with contexts: change of the kernel",
     xlabel="m, length of the prefix",
