@@ -54,6 +54,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.accepted.distance_slope = (-0.6, -0.28)
   # In points of accuracy.
   config.accepted.accuracy = (-1.5, 1.5)
+  # Of the loss at the start.
   config.accepted.loss = (0.0, 0.05)
   config.accepted.change_slope = (-1.5, -0.7)
   config.accepted.own_slope = (-1.2, -0.6)

@@ -461,7 +461,8 @@ def _digits_checks(config: Config, digits: Point) -> list[harness.Check]:
   accuracy = dict(zip(lengths, 100 * digits["accuracy"].mean(1), strict=True))
   kernel = 100 * digits["kernel_accuracy"]
   distances = dict(zip(lengths, medians(digits["distance"]), strict=True))
-  ratio = np.median(digits["loss"][-1] / digits["predicted"][-1], 0)
+  loss, predicted = (digits[name][-1] for name in ("loss", "predicted"))
+  excess = np.median((loss - predicted) / loss[:, :1], 0)
   kept = np.array(lengths) >= config.fit_from
   need = required_length(
     np.array(lengths)[kept], medians(digits["gap"])[kept], config.gap
@@ -478,9 +479,14 @@ def _digits_checks(config: Config, digits: Point) -> list[harness.Check]:
       *accepted.accuracy,
     ),
     harness.Check(
-      f"loss over the kernel's, furthest from 1 at any step, m={lengths[-1]}",
-      np.abs(ratio - 1).max(),
+      f"loss minus the kernel's, over that at the start, most of any step, "
+      f"m={lengths[-1]}",
+      np.abs(excess).max(),
       *accepted.loss,
+    ),
+    harness.Check(
+      f"loss over the kernel's at the end, m={lengths[-1]}",
+      np.median(loss[:, -1] / predicted[:, -1]),
     ),
     harness.Check("accuracy of the kernel, %", kernel),
     harness.Check(
