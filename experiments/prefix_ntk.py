@@ -623,7 +623,9 @@ def _draw_distance(ax: Axes, config: Config, digits: Point) -> None:
   _draw_sampling(ax, config.lengths, digits["sampling"])
   _label_lengths(ax, config.lengths)
   ax.set(title="Distances from the limit kernel", ylabel="relative distance")
-  ax.legend(fontsize=8.5)
+  # Room for the legend.
+  ax.set_ylim(bottom=ax.get_ylim()[0] / 30)
+  ax.legend(fontsize=8.5, ncols=2, loc="lower left")
 
 
 def _draw_sampling(ax: Axes, lengths: Any, sampling: float) -> None:
