@@ -76,8 +76,8 @@ def test_lists_of_names_are_complete():
     assert functions <= set(names), name
 
 
-# Names that packages use as namespaces share: newton.init, margin.apply. And the
-# center of a body is that of a polytope's (a, b), given as one thing.
+# Names that packages use as namespaces share: newton.init, margin.apply. And
+# the center of a body is that of a polytope's (a, b), given as one thing.
 _SHARED = {"analytic_center", "apply", "build_kernel", "init"}
 
 
