@@ -2,6 +2,7 @@
 
 from jaxattn.ntk import margin as margin
 from jaxattn.ntk import one_bit as one_bit
+from jaxattn.ntk import softmax as softmax
 from jaxattn.ntk._blocks import blocked_gram as blocked_gram
 from jaxattn.ntk._prefix import PrefixContext as PrefixContext
 from jaxattn.ntk._prefix import PrefixHistory as PrefixHistory
@@ -64,6 +65,17 @@ from jaxattn.ntk.one_bit import secant_kernel as secant_kernel
 from jaxattn.ntk.one_bit import sign_ste as sign_ste
 from jaxattn.ntk.one_bit import ste_kernel as ste_kernel
 from jaxattn.ntk.one_bit import train_one_bit as train_one_bit
+from jaxattn.ntk.score import ScoreKernel as ScoreKernel
+from jaxattn.ntk.score import ScoreNetwork as ScoreNetwork
+from jaxattn.ntk.score import fit_score_kernel as fit_score_kernel
+from jaxattn.ntk.score import fit_score_network as fit_score_network
+from jaxattn.ntk.score import score_features as score_features
+from jaxattn.ntk.softmax import TwoLayer as TwoLayer
+from jaxattn.ntk.softmax import TwoLayerHistory as TwoLayerHistory
+from jaxattn.ntk.softmax import limit_kernel as limit_kernel
+from jaxattn.ntk.softmax import perturbation_bound as perturbation_bound
+from jaxattn.ntk.softmax import perturbation_profile as perturbation_profile
+from jaxattn.ntk.softmax import train_two_layer as train_two_layer
 from jaxattn.ntk.structured import DenseTap as DenseTap
 from jaxattn.ntk.structured import structured_ntk as structured_ntk
 
@@ -81,7 +93,11 @@ __all__ = [
   "PrefixHistory",
   "RequiredLength",
   "ScalingTable",
+  "ScoreKernel",
+  "ScoreNetwork",
   "SignKernel",
+  "TwoLayer",
+  "TwoLayerHistory",
   "blocked_gram",
   "descent_recursion",
   "descent_test",
@@ -90,6 +106,8 @@ __all__ = [
   "empirical_ntk",
   "evaluate_margin",
   "expected_margin",
+  "fit_score_kernel",
+  "fit_score_network",
   "flow_test",
   "flow_train",
   "fourier_network",
@@ -100,6 +118,7 @@ __all__ = [
   "is_exact_design",
   "kernel_factor",
   "lazy_metrics",
+  "limit_kernel",
   "linearized_loss",
   "margin",
   "max_margin",
@@ -110,6 +129,8 @@ __all__ = [
   "ntk_vector_product",
   "one_bit",
   "packed_apply",
+  "perturbation_bound",
+  "perturbation_profile",
   "prefix_limit_kernel",
   "prefix_ntk",
   "prefix_output",
@@ -117,10 +138,12 @@ __all__ = [
   "relu_covariance",
   "required_length",
   "scaling_table",
+  "score_features",
   "secant_kernel",
   "self_covariances",
   "sign_ste",
   "sketched_ntk",
+  "softmax",
   "ste_kernel",
   "structured_ntk",
   "tied_prefix_init",
@@ -130,4 +153,5 @@ __all__ = [
   "tied_prefix_output",
   "train_one_bit",
   "train_prefix",
+  "train_two_layer",
 ]
