@@ -70,7 +70,9 @@ def test_full_size_is_traced():
   rng = jax.random.key(0)
   m = max(config.scale_lengths)
   fn = functools.partial(experiment.train_at_scale, config)
-  found = jax.eval_shape(lambda r: fn(r, m, jnp.float32(m)), rng)
+  found = jax.eval_shape(
+    lambda r: fn(r, m, jnp.float32(m), jnp.float32(0.5)), rng
+  )
   assert found["loss"].shape == (config.scale_steps + 1,)
 
 
