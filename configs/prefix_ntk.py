@@ -39,8 +39,8 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.num_data, config.dim, config.value_dim = 12, 6, 2
   config.context_length = 4
   config.scale_steps = 1500
-  # Losses at the end hang on the least eigenvalue of the limit kernel: with this
-  # draw it is 0.038, and the largest 1.9.
+  # Losses at the end hang on the least eigenvalue of the limit kernel: with
+  # this draw it is 0.038, and the largest 1.9.
   config.data_seed = 9
 
   # Rows of an image as tokens: the next row from those before, causally.

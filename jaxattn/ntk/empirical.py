@@ -86,7 +86,7 @@ def empirical_ntk(
     >>> from jaxattn.ntk import empirical_ntk
     >>> def linear(params, x):
     ...   return x @ params["w"] + params["b"]
-    >>> params = {"w": jnp.ones((2, 1)), "b": jnp.zeros(1)}
+    >>> params = {"w": jnp.ones((2, 1)), "b": jnp.zeros((1, 1))}
     >>> x = jnp.array([[1.0, 0.0], [1.0, 2.0]])
     >>> print(empirical_ntk(linear, params, x)[:, 0, :, 0])
     [[2. 2.]

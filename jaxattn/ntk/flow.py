@@ -80,9 +80,10 @@ def kernel_factor(kernel: jax.Array) -> KernelFactor:
 
   Example:
     >>> import jax.numpy as jnp
+    >>> import numpy as np
     >>> from jaxattn.ntk import kernel_factor
     >>> factor = kernel_factor(jnp.array([[2.0, 1.0], [1.0, 2.0]]))
-    >>> print(factor.eigenvalues.round(3))
+    >>> print(np.asarray(factor.eigenvalues).round(3))
     [1. 3.]
   """
   kernel = jnp.asarray(kernel)

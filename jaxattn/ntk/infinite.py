@@ -65,11 +65,12 @@ def relu_covariance(
 
   Example:
     >>> import jax.numpy as jnp
+    >>> import numpy as np
     >>> from jaxattn.ntk import relu_covariance
-    >>> cov, one = jnp.array([1.0, 0.0, -1.0]), jnp.ones(3)
-    >>> after, dot = relu_covariance(cov, one, one)
-    >>> print(after.round(3), dot)
-    [1.    0.318 0.   ] [1.  0.5 0. ]
+    >>> cov, one = jnp.array([1.0, 0.0, -0.5]), jnp.ones(3)
+    >>> after, dot = map(np.asarray, relu_covariance(cov, one, one))
+    >>> print(after.round(3), dot.round(3))
+    [1.    0.318 0.109] [1.    0.5   0.333]
   """
   cov, var1, var2 = map(jnp.asarray, (cov, var1, var2))
   _checks.check_one_dtype(cov=cov, var1=var1, var2=var2)
@@ -138,9 +139,10 @@ def mlp_ntk(
 
   Example:
     >>> import jax.numpy as jnp
+    >>> import numpy as np
     >>> from jaxattn.ntk import mlp_ntk
     >>> nngp, ntk = mlp_ntk(jnp.array([[1.0, 1.0], [1.0, -1.0]]), depth=1)
-    >>> print(ntk.round(3))
+    >>> print(np.asarray(ntk).round(3))
     [[2.    0.318]
      [0.318 2.   ]]
   """

@@ -268,8 +268,9 @@ def limit_kernel(
 
   Example:
     >>> import jax.numpy as jnp
+    >>> import numpy as np
     >>> from jaxattn.ntk import limit_kernel
-    >>> print(limit_kernel(jnp.eye(2)).round(3))
+    >>> print(np.asarray(limit_kernel(jnp.eye(2))).round(3))
     [[2.718 0.   ]
      [0.    2.718]]
   """
