@@ -62,10 +62,11 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.accepted.advantage = 0.0
 
   if tier == "smoke":
+    config.num_blocks = 1
     config.widths, config.num_seeds = (8, 16, 32), 2
     config.num_graphs, config.num_train, config.num_steps = 5, 3, 20
     config.largest_graph, config.num_fit = 5, 20
-    config.wl_iterations, config.ridges = (1, 2), (1e-4, 1e-2)
+    config.wl_iterations, config.ridges = (1,), (1e-4, 1e-2)
     config.num_folds = 2
   elif tier == "full":
     config.widths = (*config.widths, 2048)
