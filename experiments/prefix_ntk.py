@@ -629,9 +629,7 @@ def _draw_distance(ax: Axes, config: Config, digits: Point) -> None:
   _draw_sampling(ax, config.lengths, digits["sampling"])
   _label_lengths(ax, config.lengths)
   ax.set(title="Distances from the limit kernel", ylabel="relative distance")
-  # Room for the legend.
-  ax.set_ylim(bottom=ax.get_ylim()[0] / 30)
-  ax.legend(fontsize=8.5, ncols=2, loc="lower left")
+  ax.legend(fontsize=8.5)
 
 
 def _draw_sampling(ax: Axes, lengths: Any, sampling: float) -> None:
@@ -671,7 +669,7 @@ def _draw_scales(ax: Axes, config: Config, scales: Point) -> None:
       label=rf"$\gamma = {name}$",
     )
   ax.set(
-    title="Random data with contexts: change of the kernel",
+    title="Random data: change of the kernel",
     xlabel="m, length of the prefix",
     ylabel="relative change",
   )
@@ -687,7 +685,7 @@ def _draw_rows(ax: Axes, config: Config, rows: Point) -> None:
     harness.plot_loglog(ax, lengths, medians(rows[name]), label=label)
   _draw_sampling(ax, config.row_lengths, rows["sampling"][0, 0])
   ax.set(
-    title="Rows with causal contexts: distances from the limit",
+    title="Rows, causal contexts: from the limit",
     xlabel="m, length of the prefix",
     ylabel="relative distance",
   )
@@ -712,7 +710,9 @@ def _draw_states(ax: Axes, config: Config, rows: Point) -> None:
       )
   _label_lengths(ax, config.row_lengths)
   ax.set(title="States in place of these prefixes", ylabel="relative error")
-  ax.legend(fontsize=8.5)
+  # Room for the legend.
+  ax.set_ylim(bottom=ax.get_ylim()[0] / 30)
+  ax.legend(fontsize=8.5, ncols=2, loc="lower left")
 
 
 def _label_lengths(ax: Axes, lengths: Any) -> None:
