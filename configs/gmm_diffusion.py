@@ -38,22 +38,28 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.line_weights = (0.3, 0.7)
   config.line_means, config.line_variances = (-2.0, 1.5), (0.25, 0.49)
   config.t_max = 5.0
-  config.ddpm_steps = (25, 50, 100, 200, 400)
-  config.ei_steps = (16, 32, 40, 64, 80, 128, 256)
-  config.long_methods = ("heun", "dpm2", "dpmpp2m")
+  config.line_methods = ("ddpm", "ei", "euler")
+  config.line_steps = (25, 50, 100, 200, 400)
+  config.ei_steps = (16, 32, 40, 64, 80, 120, 256)
+  # Nor do methods in the log-SNR reach the data.
+  config.long_methods = ("dpm1", "heun", "dpm2", "dpmpp2m", "dpm3")
   config.long_span = (0.1, 10.0)
   config.long_steps = (64, 96, 128, 192, 256)
+  # Correctors: blocks of them, steps in a block, and where they are compared.
+  config.line_blocks, config.line_multiples = (10, 20), (2, 4, 8, 16)
+  config.line_evaluations, config.line_samples = 120, 200_000
 
   # Divergence of paths, of N(0, v).
   config.path_variances = (0.1, 0.5)
   config.path_steps = (100, 200, 400, 800)
 
-  # Smoothness by the number of components of N(mean, v I), means on a sphere,
-  # two of them opposite.
-  config.components = (2, 4, 8, 16, 32, 64, 128, 256)
+  # Smoothness by the number of components of N(mean, v I), means in a ball; and
+  # steps to the worst of these mixtures.
+  config.components = (1, 2, 4, 16, 64, 256)
   config.smooth_dim, config.smooth_radius = 4, 2.0
   config.smooth_variance, config.smooth_time = 0.25, 0.1
   config.smooth_points = 4000
+  config.ascent_steps, config.ascent_rate = 1000, 0.05
   # Points (q, q) for covariances diag(1, 4) and diag(4, 1).
   config.distances = (1.0, 3.0, 10.0, 30.0, 100.0)
 
@@ -72,7 +78,12 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.cloud_components, config.cloud_samples = 8, 20_000
   config.cloud_batch, config.cloud_pairs = 1000, 4000
   config.cloud_evaluations = (12, 24, 48, 96)
-  config.cloud_methods = ("ddpm", "ei", "heun", "dpmpp2m", "dpm3")
+  config.cloud_methods = (
+    "ddpm", "ei", "euler", "dpm1", "heun", "dpm2", "dpmpp2m", "dpm3", "dpom",
+    "dpum",
+  )  # fmt: skip
+  # Of correctors.
+  config.cloud_blocks = 6
   config.cloud_span = (0.005, 8.0)
   config.num_projections = 64
 
@@ -92,6 +103,9 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.accepted.tv_slope = (-1.05, -0.95)
   # Densities that are too large here and too small there cancel in no power.
   config.accepted.tv_slope_2 = (-2.3, -1.7)
+  config.accepted.tv_slope_3 = (-3.3, -2.7)
+  # Of a sampled total variation, in those of as many draws from the target.
+  config.accepted.sampled = 1.0
   config.accepted.kl_slope = (-2.0, -1.8)
   config.accepted.path_slope = (-1.05, -0.9)
   # Maxima over minima.
@@ -109,10 +123,13 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
     config.order_methods = ("ei", "dpm3")
     config.order_steps, config.order_points = (16, 32), 10
     config.order_reference = 128
-    config.ddpm_steps, config.ei_steps = (10, 20, 40), (10, 20, 40)
+    config.line_methods = ("ddpm", "ei")
+    config.line_steps, config.ei_steps = (10, 20, 40), (10, 20, 40)
     config.long_methods, config.long_steps = ("heun",), (10, 20, 40)
+    config.line_blocks, config.line_multiples = (5,), (1, 2, 4)
+    config.line_evaluations, config.line_samples = 10, 1000
     config.path_steps = (25, 50, 100)
-    config.components, config.smooth_points = (2, 8), 100
+    config.components, config.smooth_points = (1, 2, 8), 100
     config.dims, config.chain_multiples = (2, 4, 8), (1, 2, 4, 8, 16)
     config.score_errors, config.error_steps = (0.1, 0.2, 0.4), 20
     config.cloud_dims, config.cloud_samples = (2,), 500

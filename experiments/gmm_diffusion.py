@@ -4,9 +4,10 @@ Five questions about arXiv 2405.16418, a paper without experiments, all asked of
 mixtures whose score is known exactly:
 
 1. Which order has each solver, in end points, in exact laws on a line, and in
-   clouds of samples? Do bounds hold?
+   clouds of samples? Do bounds hold? Do correctors pay on a line?
 2. Do the Lipschitz constant of the score and the second moment depend on the
-   number of components? And what if covariances differ?
+   number of components, in any mixture and in the worst that a search finds?
+   And what if covariances differ?
 3. How do evaluations that reach a given total variation grow with dimension?
 4. How does the divergence grow with an error of the score?
 5. Digits: samplers with the exact score of a mixture fitted to them, and the
@@ -25,11 +26,14 @@ import numpy as np
 from jax import lax
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy import stats
 
 from experiments import _gaussian_chains as chains
 from experiments import _score_matching, harness
+from experiments import _worst_mixtures as worst_mixtures
 from jaxattn.sampling import (
   GMM,
+  Corrector,
   ddpm_kl_bound,
   energy_distance,
   gmm_init,
@@ -50,9 +54,14 @@ from jaxattn.scaling import fit_slope
 _ORDERS = {
   "euler": 1, "ei": 1, "dpm1": 1, "heun": 2, "dpm2": 2, "dpmpp2m": 2, "dpm3": 3,
 }  # fmt: skip
-# Evaluations of the score in a step.
-_EVALUATIONS = {"heun": 2, "dpm2": 2, "dpm3": 3}
+# Evaluations of the score in a step; of correctors, one for each step of the
+# predictor.
+_EVALUATIONS = {"heun": 2, "dpm2": 2, "dpm3": 3, "dpom": 2, "dpum": 2}
 _CHAINS = ("ei", "ddpm", "dpom", "dpum")
+# Of curves beyond those that colors tell apart.
+_LINES = ("o-", "s--")
+# What the histogram of a sampled law counts in.
+_BINS = np.linspace(-7, 7, 121)
 
 # A ConfigDict: what type a field has is known at run time only.
 Config = Any
@@ -75,8 +84,15 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
         f"laws/{method}", functools.partial(law_point, config, method)
       )
       for method in harness.progress(
-        ("ddpm", "ei", *config.long_methods), "laws"
+        (*config.line_methods, *config.long_methods), "laws"
       )
+    },
+    "correctors": {
+      blocks: wd.point(
+        f"correctors/blocks={blocks}",
+        functools.partial(corrector_point, config, blocks),
+      )
+      for blocks in harness.progress(config.line_blocks, "correctors")
     },
     "smooth": {
       k: wd.point(f"smooth/k={k}", functools.partial(smooth_point, config, k))
@@ -111,6 +127,7 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
     checks=[
       *_order_checks(config, found["orders"]),
       *_law_checks(config, found["laws"]),
+      *_corrector_checks(config, found["laws"]["ei"], found["correctors"]),
       *_path_checks(config, found["paths"]),
       *_smooth_checks(config, found["smooth"], found["crossing"]),
       *_dimension_checks(config, found["dimension"]),
@@ -148,26 +165,9 @@ def cloud_mixture(k: int, d: int, seed: int) -> GMM:
   return gmm_init(weights, means, rng.uniform(0.2, 1.0, (k, d)))
 
 
-def sphere_mixture(config: Config, k: int) -> GMM:
-  """Equal covariances; means on a sphere, the first two of them opposite."""
-  rng = np.random.default_rng(config.seed)
-  means = rng.normal(size=(k, config.smooth_dim))
-  means[1] = -means[0]
-  means *= config.smooth_radius / np.linalg.norm(means, axis=1, keepdims=True)
-  weights = rng.dirichlet(np.full(k, 3.0))
-  # The two that decide are equally likely.
-  weights[:2] = weights[:2].mean()
-  return gmm_init(
-    weights, jnp.asarray(means), np.full(k, config.smooth_variance)
-  )
-
-
 # --- solvers ---
 
 
-@functools.partial(
-  jax.jit, static_argnames=("method", "num_steps", "span", "batch")
-)
 def sample(
   rng: jax.Array,
   gmm: GMM,
@@ -177,20 +177,61 @@ def sample(
   num_steps: int,
   span: tuple[float, float],
   batch: int,
+  at_once: int | None = None,
+  corrector: Corrector | None = None,
 ) -> jax.Array:
-  """Carries noise (n, d) to the mixture, so many points at a time."""
+  """Carries noise (n, d) to the mixture, so many points at a time.
+
+  Where a step knows nothing of those before it ``at_once`` of them are compiled
+  and called again.
+  """
   ts = time_grid(
     num_steps, kind="log_snr", t_min=span[0], t_max=span[1], schedule=ou()
-  )
+  ).astype(z.dtype)
+  forgets = method != "dpmpp2m" and corrector is None
+  size = at_once if forgets and at_once is not None else num_steps
+  for i in range(0, num_steps, size):
+    some, key = ts[i : i + size + 1], jax.random.fold_in(rng, i)
+    z = _carry(key, gmm, z, some, corrector, method=method, batch=batch)
+  return z
 
+
+@functools.partial(jax.jit, static_argnames=("method", "batch"))
+def _carry(
+  rng: jax.Array,
+  gmm: GMM,
+  z: jax.Array,
+  ts: jax.Array,
+  corrector: Corrector | None,
+  *,
+  method: str,
+  batch: int,
+) -> jax.Array:
   def some(inputs: tuple[jax.Array, jax.Array]) -> jax.Array:
     rng, z = inputs
     score = lambda x, t: gmm_score(gmm, x, t)  # noqa: E731
-    return sample_diffusion(rng, score, z, ts.astype(z.dtype), method=method)
+    return sample_diffusion(
+      rng, score, z, ts, method=method, corrector=corrector
+    )
 
   chunks = z.reshape(-1, batch, z.shape[1])
   rngs = jax.random.split(rng, len(chunks))
   return lax.map(some, (rngs, chunks)).reshape(z.shape)
+
+
+def corrector_of(method: str, lipschitz: float, steps: int) -> Corrector | None:
+  """As many steps in a block as of the predictor before it.
+
+  A block lasts 1 / L, or 1 / sqrt(L) of the underdamped one.
+  """
+  if method == "dpom":
+    size = 1 / (lipschitz * steps)
+    return Corrector(size, num_steps=steps, every=steps)
+  if method == "dpum":
+    root = lipschitz**0.5
+    size = 1 / (root * steps)
+    return Corrector(size, 2 * root, num_steps=steps, every=steps)
+  return None
 
 
 def ends_point(config: Config) -> Points:
@@ -219,15 +260,16 @@ def _end(config: Config, method: str, num_steps: int) -> jax.Array:
     num_steps=num_steps,
     span=config.order_span,
     batch=n,
+    at_once=config.order_steps[0],
   )
 
 
 def law_point(config: Config, method: str) -> Points:
   """Exact total variation and divergence by number of steps."""
   steps, t_min, t_max = config.long_steps, *config.long_span
-  if method in ("ddpm", "ei"):
+  if method in config.line_methods:
     t_min, t_max = 0.0, config.t_max
-    steps = config[f"{method}_steps"]
+    steps = config.ei_steps if method == "ei" else config.line_steps
   with jax.enable_x64(True):
     laws = [
       tv_kl_1d(
@@ -238,6 +280,63 @@ def law_point(config: Config, method: str) -> Points:
     ]  # fmt: skip
     tv, kl = (np.array([law[i] for law in laws]) for i in (0, 1))
   return {"tv": tv, "kl": kl, "steps": np.array(steps)}
+
+
+def corrector_point(config: Config, blocks: int) -> Points:
+  """Total variations of "dpom", exactly by steps, and of both, sampled."""
+  lipschitz, n = 1 / min(config.line_variances), config.line_samples
+  with jax.enable_x64(True):
+    gmm = line_mixture(config)
+    laws = {
+      m: tv_kl_1d(
+        gmm,
+        method="dpom",
+        num_steps=blocks * m,
+        t_max=config.t_max,
+        corrector=corrector_of("dpom", lipschitz, m),
+      ).tv
+      for m in {*config.line_multiples, _multiple(config, blocks)}
+    }
+    draws = gmm_sample(jax.random.key(config.seed + 1), gmm, n)
+    sampled = {
+      method: _binned_tv(config, _line_samples(config, method, blocks))
+      for method in ("dpom", "dpum")
+    }
+  return {
+    "steps": blocks * np.array(config.line_multiples),
+    "tv": np.array([laws[m] for m in config.line_multiples]),
+    "dpom": float(laws[_multiple(config, blocks)]),
+    "floor": _binned_tv(config, draws),
+  } | {f"{method}, sampled": tv for method, tv in sampled.items()}
+
+
+def _multiple(config: Config, blocks: int) -> int:
+  """Steps in a block with the evaluations at which methods are compared."""
+  return config.line_evaluations // (2 * blocks)
+
+
+def _line_samples(config: Config, method: str, blocks: int) -> jax.Array:
+  rngs = jax.random.split(jax.random.key(config.seed))
+  m, gmm = _multiple(config, blocks), line_mixture(config)
+  lipschitz = 1 / min(config.line_variances)
+  ts = time_grid(blocks * m, t_min=0.0, t_max=config.t_max, schedule=ou())
+  return sample_diffusion(
+    rngs[0],
+    functools.partial(gmm_score, gmm),
+    jax.random.normal(rngs[1], (config.line_samples, 1)),
+    ts,
+    method=method,
+    corrector=corrector_of(method, lipschitz, m),
+  )
+
+
+def _binned_tv(config: Config, x: jax.Array) -> float:
+  """Total variation of samples from the mixture on the line, by a histogram."""
+  means, spread = np.array(config.line_means), np.sqrt(config.line_variances)
+  inside = stats.norm.cdf(_BINS[:, None], means, spread)
+  want = np.diff(inside @ np.array(config.line_weights))
+  found = np.histogram(np.asarray(x), _BINS)[0] / len(x)
+  return float(np.abs(found - want).sum() / 2)
 
 
 def path_point(config: Config) -> Points:
@@ -276,18 +375,30 @@ def _bound(config: Config, v: float, num_steps: int) -> float:
 
 
 def smooth_point(config: Config, k: int) -> Points:
-  """Bound, largest slope found, second moment; of k components."""
+  """Slopes and bounds of k drawn components, and of the worst k."""
   t, n = config.smooth_time, config.smooth_points
   with jax.enable_x64(True):
-    gmm = sphere_mixture(config, k)
-    near = gmm_sample(jax.random.key(config.seed), gmm, n, t)
-    # Between the first mean and the others, its opposite among them.
+    ball = {"radius": config.smooth_radius, "variance": config.smooth_variance}
+    gmm = worst_mixtures.draw(config.seed, k, config.smooth_dim, **ball)
+    draws = gmm_sample(jax.random.key(config.seed), gmm, n, t)
+    # And between the first mean and the others.
     middle = jnp.exp(-t) * (gmm.means[:1] + gmm.means) / 2
-    x = jnp.concatenate([near, middle])
-    slopes = jax.jit(_slopes)(gmm, x, t)
-    bound = gmm_score_lipschitz_bound(gmm, t)
-    moment = gmm_second_moment(gmm, t)
-    found = {"bound": bound, "slope": slopes.max(), "moment": moment}
+    worst, x = worst_mixtures.steepest(
+      gmm,
+      t,
+      radius=config.smooth_radius,
+      num_steps=config.ascent_steps,
+      rate=config.ascent_rate,
+    )
+    slopes = jax.jit(_slopes)
+    found = {
+      "slope": slopes(gmm, jnp.concatenate([draws, middle]), t).max(),
+      "bound": gmm_score_lipschitz_bound(gmm, t),
+      "worst slope": slopes(worst, x[None], t)[0],
+      "worst bound": gmm_score_lipschitz_bound(worst, t),
+      "moment": gmm_second_moment(gmm, t),
+      "sampled moment": (draws**2).sum(1).mean(),
+    }
     return {name: float(x) for name, x in found.items()}
 
 
@@ -399,18 +510,30 @@ def cloud_point(config: Config, method: str, d: int) -> Points:
     sliced_w2, rng_w, y, num_projections=config.num_projections
   )
   near = functools.partial(energy_distance, y[: config.cloud_pairs])
-  found = [
-    sample(
+  # Of the narrowest component where the solver ends.
+  lipschitz = np.exp(-2 * t_min) * float(gmm.eigenvalues.min())
+  lipschitz = 1 / (lipschitz - np.expm1(-2 * t_min))
+
+  steps = [
+    nfe // _EVALUATIONS.get(method, 1) for nfe in config.cloud_evaluations
+  ]
+
+  def made(num_steps: int) -> jax.Array:
+    return sample(
       rng_solver,
       gmm,
       z,
       method=method,
-      num_steps=nfe // _EVALUATIONS.get(method, 1),
+      num_steps=num_steps,
       span=config.cloud_span,
       batch=config.cloud_batch,
+      at_once=steps[0],
+      corrector=corrector_of(
+        method, lipschitz, num_steps // config.cloud_blocks
+      ),
     )
-    for nfe in config.cloud_evaluations
-  ]
+
+  found = [made(n) for n in steps]
   return {
     "w2": np.array([w2(x) for x in found]),
     "floor": float(w2(x)),
@@ -507,33 +630,63 @@ def _order_checks(config: Config, orders: Points) -> list[harness.Check]:
 
 
 def _law_checks(config: Config, laws: Points) -> list[harness.Check]:
-  ddpm, ei = laws["ddpm"], laws["ei"]
-  accepted = config.accepted
-  checks = [
+  ddpm, accepted = laws["ddpm"], config.accepted
+  ranges = {
+    1: accepted.tv_slope,
+    2: accepted.tv_slope_2,
+    3: accepted.tv_slope_3,
+  }
+  return [
     harness.Check(
-      "slope of the total variation of ddpm on a line",
-      _rate(ddpm["steps"], ddpm["tv"]),
-      *accepted.tv_slope,
-    ),
+      f"slope of the total variation of {method} on a line",
+      _rate(law["steps"], law["tv"]),
+      *ranges[_ORDERS.get(method, 1)],
+    )
+    for method, law in laws.items()
+  ] + [
     harness.Check(
       f"slope of the divergence of ddpm on a line, N >= {ddpm['steps'][-3]}",
       _rate(ddpm["steps"][-3:], ddpm["kl"][-3:]),
       *accepted.kl_slope,
-    ),
-    harness.Check(
-      "slope of the total variation of ei on a line",
-      _rate(ei["steps"], ei["tv"]),
-      *accepted.tv_slope,
-    ),
-  ]
-  return checks + [
-    harness.Check(
-      f"slope of the total variation of {method} on a line",
-      _rate(laws[method]["steps"], laws[method]["tv"]),
-      *accepted.tv_slope_2,
     )
-    for method in config.long_methods
   ]
+
+
+def _corrector_checks(
+  config: Config, ei: Points, correctors: Points
+) -> list[harness.Check]:
+  nfe = config.line_evaluations
+  checks = [
+    harness.Check(f"total variation of ei on a line, {n} evaluations", tv)
+    for n, tv in zip(ei["steps"], ei["tv"])
+    if n in (nfe // 3, 2 * nfe // 3, nfe)
+  ]
+  for blocks, point in correctors.items():
+    how = f"{blocks} blocks"
+    gap = abs(point["dpom, sampled"] - point["dpom"])
+    checks += [
+      harness.Check(
+        f"slope of the total variation of dpom on a line, {how}",
+        _rate(point["steps"], point["tv"]),
+        *config.accepted.tv_slope,
+      ),
+      harness.Check(
+        "sampled less exact total variation of dpom over that of draws, " + how,
+        gap / point["floor"],
+        high=config.accepted.sampled,
+      ),
+      *(
+        harness.Check(
+          f"total variation of {name} on a line, {nfe} evaluations, {how}",
+          point[name],
+        )
+        for name in ("dpom", "dpom, sampled", "dpum, sampled")
+      ),
+    ]
+  floor = max(point["floor"] for point in correctors.values())
+  return [
+    *checks, harness.Check("total variation of as many draws, binned", floor)
+  ]  # fmt: skip
 
 
 def _path_checks(config: Config, paths: Points) -> list[harness.Check]:
@@ -557,23 +710,57 @@ def _path_checks(config: Config, paths: Points) -> list[harness.Check]:
 def _smooth_checks(
   config: Config, smooth: Points, crossing: Points
 ) -> list[harness.Check]:
-  every = {key: np.array([p[key] for p in smooth.values()]) for key in
-           ("bound", "slope", "moment")}  # fmt: skip
-  span = f"k={config.components[0]} to {config.components[-1]}"
+  every = {
+    key: np.array([p[key] for p in smooth.values()])
+    for key in next(iter(smooth.values()))
+  }
+  several = np.array(config.components) > 1
+  worst = every["worst bound"][several]
+  first, *rest = config.components
+  span = f"k={rest[0]} to {rest[-1]}"
+  slope_bound, moment_bound = _radius_bounds(config)
+  found = np.maximum(every["slope"], every["worst slope"])
   i, j = (config.distances.index(q) for q in (10.0, 100.0))
+  high = 1 + 1e-9
   return [
     harness.Check(
-      f"largest over least {name}, {span}",
-      every[key].max() / every[key].min(),
+      f"largest over least Lipschitz bound of the worst mixtures, {span}",
+      worst.max() / worst.min(),
       high=config.accepted.flat,
-    )
-    for key, name in (("bound", "Lipschitz bound"), ("moment", "second moment"))
-  ] + [
-    # Where two components alone decide it is attained.
+    ),
+    # The worst mixtures attain it.
+    *(
+      harness.Check(
+        f"slope of the score over its bound, {which} mixtures, largest of k",
+        (every[slope] / every[bound]).max(),
+        high=high,
+      )
+      for which, slope, bound in (
+        ("drawn", "slope", "bound"),
+        ("worst", "worst slope", "worst bound"),
+      )
+    ),
     harness.Check(
-      "slope of the score over its bound",
-      (every["slope"] / every["bound"]).max(),
-      high=1 + 1e-9,
+      "slope of the score over the bound by the radius, largest of k",
+      (found / slope_bound).max(),
+      high=high,
+    ),
+    harness.Check(
+      "second moment of draws over its bound by the radius, largest of k",
+      (every["sampled moment"] / moment_bound).max(),
+      high=1.0,
+    ),
+    harness.Check(
+      f"worst slope found over the bound by the radius, least, {span}",
+      (every["worst slope"][several] / slope_bound).min(),
+    ),
+    harness.Check(
+      f"worst slope found over the bound by the radius, k={first}",
+      every["worst slope"][0] / slope_bound,
+    ),
+    harness.Check(
+      f"largest over least second moment of drawn mixtures, {span}",
+      every["moment"][several].max() / every["moment"][several].min(),
     ),
     harness.Check(
       "slope of the score over its bound within a radius, other covariances",
@@ -586,6 +773,14 @@ def _smooth_checks(
       *config.accepted.crossing,
     ),
   ]
+
+
+def _radius_bounds(config: Config) -> tuple[float, float]:
+  t, ball = config.smooth_time, (config.smooth_radius, config.smooth_variance)
+  return (
+    worst_mixtures.slope_bound(t, *ball),
+    worst_mixtures.moment_bound(t, config.smooth_dim, *ball),
+  )
 
 
 def _dimension_checks(config: Config, found: Points) -> list[harness.Check]:
@@ -688,7 +883,7 @@ def _draw(config: Config, found: Points) -> Figure:
   harness.use_style()
   figure, axes = plt.subplots(3, 3, figsize=(18, 14.5))
   draw: tuple[tuple[Callable[..., None], tuple[str, ...]], ...] = (
-    (_draw_orders, ("orders",)), (_draw_laws, ("laws",)),
+    (_draw_orders, ("orders",)), (_draw_laws, ("laws", "correctors")),
     (_draw_paths, ("laws", "paths")), (_draw_smooth, ("smooth",)),
     (_draw_crossing, ("crossing",)), (_draw_dimension, ("dimension",)),
     (_draw_errors, ("errors",)), (_draw_clouds, ("clouds",)),
@@ -719,16 +914,25 @@ def _draw_orders(ax: Axes, config: Config, orders: Points) -> None:
   )
 
 
-def _draw_laws(ax: Axes, config: Config, laws: Points) -> None:
-  for method, points in laws.items():
-    late = method in config.long_methods
-    label = f"{method}, T = {config.long_span[1] if late else config.t_max:g}"
-    harness.plot_loglog(ax, points["steps"], points["tv"], label=label)
+def _draw_laws(
+  ax: Axes, config: Config, laws: Points, correctors: Points
+) -> None:
+  curves = {
+    f"{method}, order {_ORDERS.get(method, 1)}": (points["steps"], points)
+    for method, points in laws.items()
+  }
+  for blocks, points in correctors.items():
+    # In evaluations, of which each step takes two.
+    curves[f"dpom, {blocks} blocks"] = (2 * points["steps"], points)
+  for i, (name, (steps, points)) in enumerate(curves.items()):
+    style = _LINES[i // len(harness.PALETTE)]
+    color = harness.PALETTE[i % len(harness.PALETTE)]
+    ax.loglog(steps, points["tv"], style, color=color, label=name)
   # Room for the legend.
-  ax.set_ylim(bottom=ax.get_ylim()[0] / 30)
+  ax.set_ylim(bottom=ax.get_ylim()[0] / 100)
   ax.set(
     title="Exact total variation on a line",
-    xlabel="N, steps",
+    xlabel="N, steps; of dpom, evaluations",
     ylabel="total variation",
   )
 
@@ -756,18 +960,23 @@ def _draw_paths(ax: Axes, config: Config, laws: Points, paths: Points) -> None:
 
 def _draw_smooth(ax: Axes, config: Config, smooth: Points) -> None:
   rows = (
-    ("bound", "Lipschitz bound", "o-"),
-    ("slope", "largest slope found", "s--"),
-    ("moment", "second moment", "^-"),
+    ("worst bound", "bound, worst mixtures", 0, "o-"),
+    ("worst slope", "slope found, worst mixtures", 1, "s--"),
+    ("bound", "bound, drawn mixtures", 0, "o:"),
+    ("slope", "slope found, drawn mixtures", 1, "s:"),
+    ("moment", "second moment, drawn mixtures", 2, "^:"),
   )
-  for key, label, style in rows:
+  for key, label, i, style in rows:
     values = [p[key] for p in smooth.values()]
-    ax.semilogx(config.components, values, style, base=2, label=label)
+    ax.semilogx(
+      config.components, values, style, base=2, color=harness.PALETTE[i],
+      label=label,
+    )  # fmt: skip
   ax.set(
     title="Equal covariances: no dependence on k",
     xlabel="k, components",
     ylabel="score slope, second moment",
-    ylim=(0, None),
+    ylim=(0, 1.6 * _radius_bounds(config)[0]),
   )
 
 
@@ -811,10 +1020,13 @@ def _draw_errors(ax: Axes, config: Config, errors: Points) -> None:
 
 def _draw_clouds(ax: Axes, config: Config, clouds: Points) -> None:
   d = config.cloud_dims[-1]
-  for method in config.cloud_methods:
-    point = clouds[method, d]
-    ax.loglog(config.cloud_evaluations, point["w2"], "o-", label=method)
-  ax.axhline(point["floor"], color="0.4", linestyle=":", label="two draws")
+  for i, method in enumerate(config.cloud_methods):
+    color = harness.PALETTE[i % len(harness.PALETTE)]
+    style = _LINES[i // len(harness.PALETTE)]
+    w2 = clouds[method, d]["w2"]
+    ax.loglog(config.cloud_evaluations, w2, style, color=color, label=method)
+  floor = clouds[config.cloud_methods[0], d]["floor"]
+  ax.axhline(floor, color="0.4", linestyle=":", label="two draws")
   ax.set(
     title=f"Samples of {config.cloud_components} components, d = {d}",
     xlabel="evaluations of the score",

@@ -10,11 +10,16 @@ from scipy import integrate, stats
 
 from experiments import _gaussian_chains as chains
 from experiments import _score_matching, harness
+from experiments import _worst_mixtures as worst_mixtures
 from experiments import gmm_diffusion as experiment
 from jaxattn.sampling import (
   Corrector,
   gmm_init,
+  gmm_sample,
   gmm_score,
+  gmm_score_jacobian,
+  gmm_score_lipschitz_bound,
+  gmm_second_moment,
   ou,
   sample_diffusion,
   time_grid,
@@ -85,12 +90,56 @@ def test_evaluations_are_read_between_those_that_ran():
   assert np.isnan(experiment._needed(laws, v, d, 1e-9))
 
 
-def test_two_components_decide_the_bound():
-  config = harness.load_config(f"{_CONFIG}:smoke")
-  for k in config.components:
-    means = np.asarray(experiment.sphere_mixture(config, k).means)
-    np.testing.assert_allclose(means[1], -means[0])
-    np.testing.assert_allclose(np.linalg.norm(means, axis=1), 2.0)
+def test_steps_at_once_change_nothing():
+  gmm, z = experiment.plane_mixture(0), jnp.ones((4, 2)) / 3
+  run = functools.partial(
+    experiment.sample,
+    jax.random.key(0),
+    gmm,
+    z,
+    method="heun",
+    num_steps=5,
+    span=(0.01, 5.0),
+    batch=2,
+  )
+  np.testing.assert_allclose(run(at_once=2), run(), rtol=1e-12)
+
+
+def test_ascent_finds_the_worst_mixture():
+  """Two clusters at ends of a diameter, equally likely at the point."""
+  radius, v, t = 2.0, 0.25, 0.1
+  drawn = worst_mixtures.draw(0, 5, 4, radius, v)
+  assert np.linalg.norm(drawn.means, axis=1).max() < radius
+  worst, x = worst_mixtures.steepest(
+    drawn, t, radius=radius, num_steps=500, rate=0.05
+  )
+  bound = worst_mixtures.slope_bound(t, radius, v)
+  slope = np.linalg.eigvalsh(gmm_score_jacobian(worst, x, t))[-1]
+  np.testing.assert_allclose(slope, bound, rtol=1e-3)
+  assert slope <= bound * (1 + 1e-12)
+  # The library's two ways to the bound.
+  near = gmm_score_lipschitz_bound(worst, t, radius=np.exp(-t) * radius)
+  np.testing.assert_allclose(near, bound, rtol=1e-12)
+  found = gmm_score_lipschitz_bound(worst, t)
+  np.testing.assert_allclose(found, bound, rtol=1e-3)
+  everywhere = worst._replace(means=worst.means * 0 + radius / 2)
+  moment = gmm_second_moment(everywhere, t)
+  want = worst_mixtures.moment_bound(t, 4, radius, v)
+  np.testing.assert_allclose(moment, want, rtol=1e-12)
+
+
+def test_sampled_total_variation():
+  """Of samples from the target, that of multinomial noise."""
+  config = harness.load_config(f"{_CONFIG}:cpu")
+  gmm = experiment.line_mixture(config)
+  x = gmm_sample(jax.random.key(0), gmm, 100_000)
+  cdf = stats.norm.cdf(experiment._BINS[:, None], [-2, 1.5], [0.5, 0.7])
+  p = np.diff(cdf @ [0.3, 0.7])
+  floor = np.sqrt(p / (2 * np.pi * len(x))).sum()
+  # Bins of few samples have a smaller mean deviation than normal ones.
+  np.testing.assert_allclose(experiment._binned_tv(config, x), floor, rtol=0.3)
+  # A shift of everything beyond the other end.
+  assert experiment._binned_tv(config, jnp.full((10, 1), 6.9)) > 0.99
 
 
 def test_a_network_that_knows_nothing_predicts_the_point():
@@ -130,7 +179,7 @@ def test_full_size_is_traced():
 
 
 def test_smoke(tmp_path):
-  verdict = smoke.run_twice("gmm_diffusion", tmp_path / "a", num_checks=23)
+  verdict = smoke.run_twice("gmm_diffusion", tmp_path / "a", num_checks=27)
   # What needs neither many steps nor many samples holds at any size.
   accepted, measured = verdict.accepted, verdict.measured
   for name in measured:
