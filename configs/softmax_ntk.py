@@ -4,12 +4,12 @@
     --config=configs/softmax_ntk.py:cpu --workdir=/tmp/softmax_ntk
 
 cpu, 2 cores: two minutes, much of them eigenvalues of 2000 rows in float64.
-Expect "not reproduced": the kernel changes like m^-2, less than is accepted, and
-a network of 4096 neurons is far from the kernel's denoiser. Outputs come near those of the limit like m^-0.45, weights move like
-1/m, the kernel of the softmax is never conditioned worse than that of the
-exponential, and a denoiser that stops early has an error that falls with the
-pairs it saw. smoke: seconds, decides nothing. full, one accelerator, not run
-yet: widths to 2^18, 32 seeds.
+Expect "not reproduced": the kernel changes like m^-2, less than is accepted,
+and a network of 4096 neurons is far from the kernel's denoiser. Outputs come
+near those of the limit like m^-0.45, weights move like 1/m, the kernel of the
+softmax is never conditioned worse than that of the exponential, and a denoiser
+that stops early has an error that falls with the pairs it saw. smoke: seconds,
+decides nothing. full, one accelerator, not run yet: widths to 2^18, 32 seeds.
 """
 
 import ml_collections
