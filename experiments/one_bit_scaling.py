@@ -1,0 +1,553 @@
+"""Networks of signs against their twins of full precision.
+
+Four questions about arXiv 2411.01663:
+
+1. How do the gap to the twin and both errors change with the width, on digits?
+2. Are errors power laws of size, of data and of compute, and of which exponent?
+3. Which kernel predicts how outputs move in training?
+4. The same on targets that are functions: sines, a logarithm, an exponential, a
+   polynomial.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import special
+
+from experiments import harness
+from jaxattn.data import load_digits
+from jaxattn.ntk import descent_recursion, mlp_ntk, one_bit
+from jaxattn.scaling import (
+  PowerLaw,
+  fit_joint_power_law,
+  fit_power_law,
+  fit_slope,
+  lower_envelope,
+  sweep,
+)
+
+# A ConfigDict: what type a field has is known at run time only.
+Config = Any
+Arrays = dict[str, np.ndarray]
+Data = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+# Exponents of language models, arXiv 2001.08361: printed beside, not expected.
+_KAPLAN = {"size": 0.076, "data": 0.095, "compute": 0.050}
+_TARGETS = ("sines", "logarithm", "exponential", "polynomial")
+
+
+def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
+  """Runs the experiment; see the module's docstring."""
+  check_dims(config)
+  wd = harness.open_workdir(workdir, config)
+  data = digits(config)
+  twins = _twins_by_width(wd, "digits", data, config.widths, config.num_steps)
+  table = _table(wd, data)
+  path = wd.point("path", functools.partial(path_point, config))
+  targets = {
+    name: _twins_by_width(
+      wd,
+      f"targets/{name}",
+      synthetic(config, name),
+      config.synthetic_widths,
+      config.synthetic_steps,
+    )
+    for name in _TARGETS
+  }
+  limit = wd.point("limit", functools.partial(limit_point, config, data))
+  laws = power_laws(config, twins, table)
+  figure = _draw(config, twins, limit, laws, path, targets)
+  harness.save_figure(
+    wd, figure, _figure_data(config, twins, table, path, targets)
+  )
+  return harness.finish(
+    wd,
+    claim=(
+      "A network of two layers whose hidden weights are signs, trained with "
+      "straight-through gradients, comes near to its twin of full precision "
+      "as the width grows, and its error is a power law of its size."
+    ),
+    source="arXiv:2411.01663, abstract",
+    paper="the difference vanishes and the loss falls with size (no numbers)",
+    checks=_checks(config, twins, table, laws, path),
+  )
+
+
+def check_dims(config: Config) -> None:
+  """Raises UsageError where inputs are too short for kernels of signs."""
+  for name in ("path_dim", "synthetic_dim"):
+    if config[name] < 8:
+      raise harness.UsageError(
+        "sign kernels are meaningless for dim < 8, got "
+        f"config.{name}={config[name]}"
+      )
+
+
+# --- data ---
+
+
+def digits(config: Config) -> Data:
+  """Centered images of norm 1, +1 for even digits; shuffled, cut in two."""
+  pixels, labels = load_digits()
+  order = np.random.default_rng(config.seed).permutation(len(pixels))
+  x = pixels[order] - pixels.mean(0)
+  x /= np.linalg.norm(x, axis=1, keepdims=True)
+  y = np.where(labels[order] % 2 == 0, 1.0, -1.0).astype(np.float32)
+  return _cut(x, y, config.num_train, config.num_test)
+
+
+def synthetic(config: Config, name: str) -> Data:
+  """Random inputs of norm 1 and a function of them, standardized."""
+  rng = np.random.default_rng([config.seed, _TARGETS.index(name)])
+  d, (num_train, num_test) = config.synthetic_dim, config.synthetic_data
+  x = rng.normal(size=(num_train + num_test, d))
+  x /= np.linalg.norm(x, axis=1, keepdims=True)
+  u = rng.normal(size=d)
+  y = {
+    "sines": np.sin(np.pi * d**0.5 * x / 2).sum(1),
+    "logarithm": np.log1p(np.abs(x @ u)),
+    "exponential": np.exp(x @ u),
+    "polynomial": (x @ u) ** 3 - 2 * (x @ u) ** 2 + x @ u,
+  }[name]
+  y = (y - y.mean()) / y.std()
+  return _cut(x.astype(np.float32), y.astype(np.float32), num_train, num_test)
+
+
+def _cut(x: Any, y: Any, n: int, num_test: int) -> Data:
+  end = n + num_test
+  x, y = jnp.asarray(x), jnp.asarray(y)
+  return x[:n], y[:n], x[n:end], y[n:end]
+
+
+def full_kernel(x1: jax.Array, x2: jax.Array | None = None) -> jax.Array:
+  """The kernel of full precision and infinite width."""
+  dim = float(x1.shape[1])
+  return mlp_ntk(x1, x2, depth=1, weight_scale=dim, trainable="hidden")[1]
+
+
+# --- twins ---
+
+
+@functools.cache
+def twins(num_steps: int, window: int) -> Callable[..., dict[str, jax.Array]]:
+  """What a sweep calls: one start, trained both ways; the same each time."""
+
+  def train(
+    rng: jax.Array,
+    width: int,
+    x: jax.Array,
+    y: jax.Array,
+    x_test: jax.Array,
+    y_test: jax.Array,
+    rate: jax.Array,
+  ) -> dict[str, jax.Array]:
+    params = one_bit.init(rng, width, x.shape[1])
+    c = one_bit.effective_rate().astype(x.dtype)
+    logs, found = {}, {}
+    for name, quantized in (("full", False), ("signs", True)):
+      _, log = logs[name] = one_bit.train_one_bit(
+        params,
+        x,
+        y,
+        learning_rate=rate / c if quantized else rate,
+        num_steps=num_steps,
+        quantized=quantized,
+        window=window,
+        x_eval=x_test,
+      )
+      found[f"train, {name}"] = 2 * log.loss[-1] / len(x)
+      found[f"train, {name}, averaged"] = 2 * log.loss_avg[-1] / len(x)
+      found[f"test, {name}"] = jnp.square(log.f_eval[0] - y_test).mean()
+      average = jnp.square(log.f_eval_avg[0] - y_test).mean()
+      found[f"test, {name}, averaged"] = average
+    pair = logs["signs"][1], logs["full"][1]
+    for name, averaged in (("gap", False), ("gap, averaged", True)):
+      gap = one_bit.generalization_difference(*pair, averaged=averaged)
+      found[name] = gap[0]
+    before, after = params.latent >= 0, logs["signs"][0].latent >= 0
+    return found | {"flipped": (before != after).mean()}
+
+  return train
+
+
+def _twins_by_width(
+  wd: harness.Workdir,
+  name: str,
+  data: Data,
+  widths: tuple[int, ...],
+  num_steps: int,
+) -> Arrays:
+  """(widths, seeds) of each number, a point of the store for each width."""
+  config: Config = wd.config
+  fn = twins(num_steps, config.window)
+
+  def point(width: int) -> dict[str, Any]:
+    args = *data, learning_rate(config, data)
+    rng = jax.random.key(config.seed)
+    return sweep(rng, fn, (width,), config.num_seeds, args=args).values
+
+  points = [
+    wd.point(f"{name}/m={m}", functools.partial(point, m))
+    for m in harness.progress(widths, name)
+  ]
+  return {key: np.concatenate([p[key] for p in points]) for key in points[0]}
+
+
+def learning_rate(config: Config, data: Data) -> jax.Array:
+  """Of full precision."""
+  return config.rate_fraction / jnp.linalg.eigvalsh(full_kernel(data[0]))[-1]
+
+
+def limit_point(config: Config, data: Data) -> dict[str, Any]:
+  """Errors of the kernel of full precision after as many steps."""
+  x, y, x_test, y_test = data
+  rate = learning_rate(config, data)
+  error, alpha = descent_recursion(full_kernel(x), y, rate, config.num_steps)
+  f_test = full_kernel(x_test, x) @ alpha
+  return {
+    "train": float(jnp.square(error).mean()),
+    "test": float(jnp.square(f_test - y_test).mean()),
+  }
+
+
+# --- power laws ---
+
+
+def _table(wd: harness.Workdir, data: Data) -> Arrays:
+  """Errors (seeds, widths, data, steps) of signs, a point for each width."""
+  config: Config = wd.config
+
+  def point(width: int) -> dict[str, Any]:
+    table = one_bit.scaling_table(
+      jax.random.key(config.seed + 1),
+      data,
+      (width,),
+      config.table_data,
+      config.table_steps,
+      num_seeds=config.table_seeds,
+      learning_rate_fraction=config.rate_fraction,
+      window=config.window,
+    )
+    return table._asdict()
+
+  points = [
+    wd.point(f"table/m={m}", functools.partial(point, m))
+    for m in harness.progress(config.table_widths, "table")
+  ]
+  axis = {"sizes": 0, "compute": 0}
+  return {
+    key: np.concatenate([p[key] for p in points], axis.get(key, 1))
+    for key in points[0]
+  }
+
+
+def power_laws(
+  config: Config, found: Arrays, table: Arrays
+) -> dict[str, tuple[np.ndarray, np.ndarray, PowerLaw]]:
+  """Sizes, losses (seeds, sizes) and fits, by what varies."""
+  sizes = np.array(config.widths) * (digits(config)[0].shape[1] + 1.0)
+  compute = table["compute"][:, -1].ravel()
+  test = table["test_avg"]
+  curves = {
+    "size": (sizes, found["train, signs"].T),
+    "data": (np.array(config.table_data, float), test[:, -1, :, -1]),
+    "compute": lower_envelope(
+      compute, test[:, :, -1].reshape(len(test), compute.size)
+    ),
+  }
+  return {
+    # The envelope of few runs may have two points.
+    name: (x, losses, fit_power_law(x, losses, irreducible=x.size > 3))
+    for name, (x, losses) in curves.items()
+  }
+
+
+# --- which kernel predicts training ---
+
+
+def path_point(config: Config) -> dict[str, Any]:
+  """Mean outputs by step, and those of one run, beside three predictions."""
+  rngs = jax.random.split(jax.random.key(config.seed + 2), 3)
+  shape = config.path_data, config.path_dim
+  x = jax.random.normal(rngs[0], shape, jnp.float32)
+  x /= jnp.linalg.norm(x, axis=1, keepdims=True)
+  y = jax.random.rademacher(rngs[1], shape[:1], x.dtype)
+  ste, secant = one_bit.ste_kernel(x).kernel, one_bit.secant_kernel(x).kernel
+  rate = config.path_fraction / jnp.linalg.eigvalsh(ste)[-1]
+  c = one_bit.effective_rate().astype(x.dtype)
+  f = sweep(
+    rngs[2],
+    _path_fn(config.path_steps, config.window),
+    (config.path_width,),
+    config.path_seeds,
+    args=(x, y, rate),
+  ).values[0]
+  steps = jnp.arange(config.path_steps + 1)
+  predicted = {
+    name: y[None] - descent_recursion(kernel, y, rate, steps)[0]
+    for name, kernel in (
+      ("K_ste", ste),
+      ("c K_ste", c * ste),
+      ("c K_sec", c * secant),
+    )
+  }
+  return {"y": y, "mean": f.mean(0), "one run": f[0], **predicted}
+
+
+@functools.cache
+def _path_fn(num_steps: int, window: int) -> Callable[..., jax.Array]:
+  def outputs(
+    rng: jax.Array, width: int, x: jax.Array, y: jax.Array, rate: jax.Array
+  ) -> jax.Array:
+    params = one_bit.init(rng, width, x.shape[1])
+    return one_bit.train_one_bit(
+      params,
+      x,
+      y,
+      learning_rate=rate,
+      num_steps=num_steps,
+      window=min(window, num_steps),
+    )[1].f
+
+  return outputs
+
+
+def coefficient(path: Arrays, name: str, step: int) -> float:
+  """Of mean outputs on a prediction, by least squares."""
+  f, predicted = path["mean"][step], path[name][step]
+  return float((f * predicted).sum() / (predicted**2).sum())
+
+
+# --- checks ---
+
+
+def _checks(
+  config: Config,
+  found: Arrays,
+  table: Arrays,
+  laws: dict[str, tuple[np.ndarray, np.ndarray, PowerLaw]],
+  path: Arrays,
+) -> list[harness.Check]:
+  accepted = config.accepted
+  gap = fit_slope(config.widths, found["gap"].mean(1))
+  averaged = fit_slope(config.widths, found["gap, averaged"].mean(1))
+  last = {name: values[-1].mean() for name, values in found.items()}
+  fit = laws["size"][2]
+  n = np.broadcast_to(table["sizes"][:, None], table["test_avg"].shape[1:3])
+  d = np.broadcast_to(np.array(config.table_data, float)[None], n.shape)
+  joint = fit_joint_power_law(
+    n.ravel(),
+    d.ravel(),
+    table["test_avg"][..., -1].reshape(config.table_seeds, n.size),
+  )
+  return [
+    harness.Check("slope of the gap in m", gap.slope, *accepted.gap_slope),
+    harness.Check("its R^2", gap.r_squared, accepted.gap_r_squared),
+    harness.Check("slope of the gap of averages", averaged.slope),
+    harness.Check(
+      "error on test data at the largest width, signs averaged / full",
+      last["test, signs, averaged"] / last["test, full"],
+      *accepted.test_ratio,
+    ),
+    harness.Check(
+      "the same without averaging", last["test, signs"] / last["test, full"]
+    ),
+    harness.Check("exponent of the error on training data in N", fit.exponent),
+    harness.Check(
+      "lower end of its interval",
+      fit.exponent_interval[0],
+      accepted.exponent_low,
+    ),
+    harness.Check("p-value of its fit", fit.lack_of_fit, accepted.lack_of_fit),
+    *(
+      harness.Check(f"exponent of the error on test data in {name}", value)
+      for name, value in (
+        ("D", laws["data"][2].exponent),
+        ("C", laws["compute"][2].exponent),
+        ("N, with D", joint.n_exponent),
+        ("D, with N", joint.d_exponent),
+      )
+    ),
+    harness.Check("p-value of the joint fit", joint.lack_of_fit),
+    *(
+      harness.Check(
+        f"mean outputs after {t} steps / those that {name} predicts",
+        coefficient(path, name, t),
+      )
+      for name in ("K_ste", "c K_sec")
+      for t in (1, 10)
+    ),
+  ]
+
+
+# --- figure ---
+
+
+def _figure_data(
+  config: Config,
+  found: Arrays,
+  table: Arrays,
+  path: Arrays,
+  targets: dict[str, Arrays],
+) -> dict[str, Any]:
+  data = {f"digits, {key}": x for key, x in found.items()}
+  data |= {f"table, {key}": x for key, x in table.items()}
+  data |= {f"path, {key}": x for key, x in path.items()}
+  data |= {
+    f"{name}, {key}": x
+    for name, numbers in targets.items()
+    for key, x in numbers.items()
+  }
+  keys = ("widths", "table_widths", "table_data", "table_steps")
+  return data | {key: config[key] for key in keys}
+
+
+def _draw(
+  config: Config,
+  found: Arrays,
+  limit: dict[str, Any],
+  laws: dict[str, tuple[np.ndarray, np.ndarray, PowerLaw]],
+  path: Arrays,
+  targets: dict[str, Arrays],
+) -> Figure:
+  harness.use_style()
+  figure, axes = plt.subplots(4, 2, figsize=(12.5, 18.5))
+  _draw_gap(axes[0, 0], config, found)
+  _draw_errors(axes[0, 1], config, found, limit)
+  labels = {
+    "size": ("N, number of weights", "on training data"),
+    "data": ("D, number of data", "on test data, averaged"),
+    "compute": ("C, flops of training", "on test data, averaged"),
+  }
+  panels = (axes[1, 0], axes[1, 1], axes[2, 0])
+  for ax, (name, law) in zip(panels, laws.items(), strict=True):
+    _draw_law(ax, name, *law, *labels[name])
+  _draw_path(axes[2, 1], config, path)
+  _draw_targets(axes[3], config, targets)
+  return figure
+
+
+def _draw_gap(ax: Axes, config: Config, found: Arrays) -> None:
+  for name, label in (
+    ("gap", "last outputs"),
+    ("gap, averaged", f"mean of {config.window} steps"),
+  ):
+    harness.plot_loglog(ax, config.widths, found[name].mean(1), label=label)
+  ax.set(
+    title="Signs against full precision, held-out digits",
+    xlabel="m, width",
+    ylabel="root mean square difference of outputs",
+  )
+  ax.legend()
+
+
+def _draw_errors(
+  ax: Axes, config: Config, found: Arrays, limit: dict[str, Any]
+) -> None:
+  for part, style in (("test", "o-"), ("train", "s--")):
+    for kind, color in zip(
+      ("full", "signs", "signs, averaged"), harness.PALETTE
+    ):
+      values = found[f"{part}, {kind}"].mean(1)
+      ax.loglog(
+        config.widths, values, style, color=color, label=f"{part}, {kind}"
+      )
+  ax.axhline(limit["test"], color="0.4", ls=":", label="test, kernel limit")
+  ax.set(
+    title="Errors by width", xlabel="m, width", ylabel="mean squared error"
+  )
+  ax.legend(ncols=2)
+
+
+def _draw_law(
+  ax: Axes,
+  name: str,
+  x: np.ndarray,
+  losses: np.ndarray,
+  fit: PowerLaw,
+  label: str,
+  what: str,
+) -> None:
+  log_means = np.log(losses).mean(0)
+  ax.loglog(x, losses.T, ".", color="0.75", ms=5)
+  ax.loglog(x, np.exp(log_means), "o", color=harness.PALETTE[0])
+  grid = np.geomspace(x.min(), x.max(), 100)
+  falling = fit.scale * grid**-fit.exponent
+  total = fit.limit + falling
+  low, high = fit.exponent_interval
+  text = f"exponent {fit.exponent:.3f} [{low:.3f}, {high:.3f}]"
+  ax.loglog(grid, total, color=harness.PALETTE[0], label=text)
+  share = falling / total
+  slopes = np.stack([1 - share, share, -share * np.log(grid)], 1)
+  variance = np.einsum("ni,ij,nj->n", slopes, fit.covariance, slopes)
+  if np.all(np.isfinite(variance)):
+    quantile = special.stdtrit(fit.degrees, 0.975)
+    half = quantile * np.sqrt(np.maximum(variance, 0))
+    band = total * np.exp(-half), total * np.exp(half)
+    ax.fill_between(grid, *band, color=harness.PALETTE[0], alpha=0.15)
+  p = fit.lack_of_fit
+  verdict = ", not a power law" if p < 0.01 else ""
+  ax.set(
+    title=f"L({label[0]}): p = {p:.2g}{verdict}",
+    xlabel=label,
+    ylabel=f"mean squared error {what}",
+  )
+  ax.plot([], [], " ", label=f"language models: {_KAPLAN[name]}")
+  ax.legend()
+
+
+def _draw_path(ax: Axes, config: Config, path: Arrays) -> None:
+  """Outputs along the targets: 0 at the start, 1 where they are met."""
+  y = path["y"]
+
+  def along(name: str) -> np.ndarray:
+    return path[name] @ y / (y @ y)
+
+  ax.plot(along("one run"), color="0.75", label="one run")
+  ax.plot(along("mean"), "o", label=f"mean of {config.path_seeds} runs")
+  for name, label in (
+    ("K_ste", "straight-through kernel"),
+    ("c K_ste", "the same, times c"),
+    ("c K_sec", "secant kernel, times c"),
+  ):
+    ax.plot(along(name), label=label)
+  ax.set(
+    title=f"Training of signs, m = {config.path_width}",
+    xlabel="step",
+    ylabel="outputs along targets",
+  )
+  ax.legend(loc="lower right")
+
+
+def _draw_targets(
+  axes: Any, config: Config, targets: dict[str, Arrays]
+) -> None:
+  for ax, part in zip(axes, ("train", "test"), strict=True):
+    for (name, found), color in zip(targets.items(), harness.PALETTE):
+      for kind, style in (("signs, averaged", "o-"), ("full", "s--")):
+        values = found[f"{part}, {kind}"].mean(1)
+        ax.loglog(
+          config.synthetic_widths,
+          values,
+          style,
+          color=color,
+          label=f"{name}, {kind}",
+        )
+    ax.set(
+      title=f"Functions of {config.synthetic_dim} variables, {part} data",
+      xlabel="m, width",
+      ylabel="mean squared error / variance",
+    )
+  axes[0].legend(ncols=2, fontsize=8)
+
+
+if __name__ == "__main__":
+  harness.main(run, "one-bit-scaling")
