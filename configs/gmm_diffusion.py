@@ -3,14 +3,15 @@
   python -m experiments.gmm_diffusion \
     --config=configs/gmm_diffusion.py:cpu --workdir=/tmp/gmm
 
-cpu, 2 cores: about five minutes, half of them compilation. Expect "reproduced":
-Lipschitz bound and second moment are flat in the number of components; solvers
-have their orders 1, 2 and 3; "ddpm" has a total variation like 1/N, a KL
-divergence of samples like N^-1.9 and of paths like 1/N, below its bound;
-evaluations for a given total variation grow with the dimension by an exponent
-below 1.1; divergence grows like the square of the error of the score. And what
-the claim does not say: with different covariances the score has no Lipschitz
-constant.
+cpu: about five minutes of processor time, half of them compilation, and so less
+on 2 cores that nothing else uses. Expect "reproduced": the Lipschitz bound of
+the worst mixtures is flat in the number of components, and no slope is above;
+solvers have their orders 1, 2 and 3, correctors order 1 and no gain on a line;
+"ddpm" has a total variation like 1/N, a KL divergence of samples like N^-1.9
+and of paths like 1/N, below its bound; evaluations for a given total variation
+grow with the dimension by an exponent below 1.1; divergence grows like the
+square of the error of the score. And what the claim does not say: with
+different covariances the score has no Lipschitz constant.
 smoke: seconds, decides nothing. full, one accelerator, not run yet: clouds of
 1e5 samples in 3072 dimensions, 1000 components.
 """

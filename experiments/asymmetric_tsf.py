@@ -623,6 +623,10 @@ def _draw(
   spots = (axes[1, 1], axes[2, 0], axes[2, 1])
   for ax, (what, label) in zip(spots, labels.items(), strict=True):
     _draw_sweep(ax, config[f"{what}s"], sweeps[what])
+    # Where no curve is.
+    loc = "lower right" if what == "noise" else "lower center"
+    at = (1.0, 0.0) if what == "noise" else (0.5, 0.08)
+    ax.legend(ncols=2, fontsize=8, loc=loc, bbox_to_anchor=at)
     ax.set(title=f"By {label}", xlabel=label, ylabel="risk")
     if what != "gamma":
       ax.set_xscale("log")
@@ -715,7 +719,6 @@ def _draw_sweep(
   ):
     risks = [p[key] for p in points]
     ax.semilogy(values, risks, style, color="#1b1f24", label=label)
-  ax.legend(ncols=2, fontsize=8)
 
 
 def _draw_series(
@@ -731,7 +734,7 @@ def _draw_series(
     ax.bar(at, ratios, 0.12, color=harness.PALETTE[i], label=name)
   ax.axhline(1, color="#1b1f24", lw=1.2)
   ax.set_yscale("log")
-  ax.set_xticks(range(len(series)), list(series))
+  ax.set_xticks(range(len(series)), list(series), fontsize=9)
   ax.grid(visible=False, axis="x")
   ax.set(title=title, ylabel="squared error / that of persistence")
 

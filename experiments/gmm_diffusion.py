@@ -657,7 +657,7 @@ def _corrector_checks(
 ) -> list[harness.Check]:
   nfe = config.line_evaluations
   checks = [
-    harness.Check(f"total variation of ei on a line, {n} evaluations", tv)
+    harness.Check(f"total variation on a line, {n} evaluations, ei", tv)
     for n, tv in zip(ei["steps"], ei["tv"])
     if n in (nfe // 3, 2 * nfe // 3, nfe)
   ]
@@ -677,7 +677,7 @@ def _corrector_checks(
       ),
       *(
         harness.Check(
-          f"total variation of {name} on a line, {nfe} evaluations, {how}",
+          f"total variation on a line, {nfe} evaluations, {how}, {name}",
           point[name],
         )
         for name in ("dpom", "dpom, sampled", "dpum, sampled")
@@ -950,7 +950,7 @@ def _draw_paths(ax: Axes, config: Config, laws: Points, paths: Points) -> None:
     ax.loglog(steps, paths["bound"][i], ":", color=color,
               label=f"its bound, N(0, {v:g})")  # fmt: skip
   # Room for the legend.
-  ax.set_ylim(top=30 * ax.get_ylim()[1])
+  ax.set_ylim(top=300 * ax.get_ylim()[1])
   ax.set(
     title="KL divergence of ddpm: samples, paths, bounds",
     xlabel="N, steps",
