@@ -3,8 +3,8 @@
   python -m experiments.asymmetric_tsf \
     --config=configs/asymmetric_tsf.py:cpu --workdir=/tmp/asymmetric
 
-cpu: about four minutes of processor time, half of them compilation, and so less
-on 2 cores that nothing else uses. Expect "reproduced": where the sign changes,
+cpu, one core that nothing else uses: less than four minutes, half of them
+compilation; 2 cores take less. Expect "reproduced": where the sign changes,
 attention without positions has a risk of about 1.1, more than the forecast 0
 and at least 25 times that of the linear residual network, 0.02, and never
 gets below the permutation floor; all heads begin to move along their signs. A

@@ -3,8 +3,8 @@
   python -m experiments.gmm_diffusion \
     --config=configs/gmm_diffusion.py:cpu --workdir=/tmp/gmm
 
-cpu: about five minutes of processor time, half of them compilation, and so less
-on 2 cores that nothing else uses. Expect "reproduced": the Lipschitz bound of
+cpu, one core that nothing else uses: about three minutes, half of them
+compilation; 2 cores take less. Expect "reproduced": the Lipschitz bound of
 the worst mixtures is flat in the number of components, and no slope is above;
 solvers have their orders 1, 2 and 3, correctors order 1 and no gain on a line;
 "ddpm" has a total variation like 1/N, a KL divergence of samples like N^-1.9
