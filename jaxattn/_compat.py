@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import layout
 
 AxisType = jax.sharding.AxisType
 auto_axes = jax.sharding.auto_axes
@@ -19,6 +20,16 @@ pcast = lax.pcast
 reshard = getattr(jax, "reshard", None) or jax.sharding.reshard
 shard_map = jax.shard_map
 typeof = jax.typeof
+
+
+def row_major(x: jax.Array) -> jax.Array:
+  """Has the last axis of ``x`` lie contiguously in memory.
+
+  A transpose is no copy for the compiler, and rows looked up in what was
+  transposed are gathered number by number.
+  """
+  order = layout.Layout(tuple(range(x.ndim)))
+  return layout.with_layout_constraint(x, order)
 
 
 def varying_axes(*arrays: Any) -> frozenset[str]:

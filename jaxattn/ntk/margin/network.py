@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxattn import _checks
+from jaxattn import _checks, _compat
 from jaxattn.numerics._dtypes import accumulator
 
 # Data sets are numbered by 32 bits; one of this size takes 1 GiB a term.
@@ -326,7 +326,7 @@ def outputs(params: PolyNet, inputs: jax.Array) -> jax.Array:
   k = params.inner.shape[1]
   dtype = accumulator(params.inner.dtype)
   # Rows of neighboring numbers: looking up columns is far slower.
-  tables = params.inner.transpose(1, 2, 0)
+  tables = _compat.row_major(params.inner.transpose(1, 2, 0))
   hidden = functools.reduce(
     jnp.add,
     (
