@@ -1,5 +1,6 @@
 """Attention functions: exact, sparse and, later, almost linear."""
 
+from jaxattn.attention import streaming as streaming
 from jaxattn.attention._prefix import NTKAttentionInfo as NTKAttentionInfo
 from jaxattn.attention._prefix import PrefixState as PrefixState
 from jaxattn.attention._prefix import fit_prefix_state as fit_prefix_state
@@ -41,6 +42,15 @@ from jaxattn.attention.scores import gaussian_exponent as gaussian_exponent
 from jaxattn.attention.scores import gaussian_topk_mass as gaussian_topk_mass
 from jaxattn.attention.scores import row_sigma as row_sigma
 from jaxattn.attention.scores import sparsity_profile as sparsity_profile
+from jaxattn.attention.streaming import MomentInfo as MomentInfo
+from jaxattn.attention.streaming import MomentState as MomentState
+from jaxattn.attention.streaming import moment_decay as moment_decay
+from jaxattn.attention.streaming import moment_downdate as moment_downdate
+from jaxattn.attention.streaming import moment_init as moment_init
+from jaxattn.attention.streaming import moment_merge as moment_merge
+from jaxattn.attention.streaming import moment_query as moment_query
+from jaxattn.attention.streaming import moment_update as moment_update
+from jaxattn.attention.streaming import state_bytes as state_bytes
 from jaxattn.attention.topk import TopKInfo as TopKInfo
 from jaxattn.attention.topk import topk_attention as topk_attention
 from jaxattn.features.rotary import rope as rope
@@ -50,6 +60,8 @@ from pallas_kernels.flash_attention import BlockSizes as BlockSizes
 __all__ = [
   "BlockSizes",
   "LayerGradients",
+  "MomentInfo",
+  "MomentState",
   "NTKAttentionInfo",
   "PrefixState",
   "SparsityProfile",
@@ -67,6 +79,12 @@ __all__ = [
   "gaussian_topk_mass",
   "linear_attention",
   "logit_radius",
+  "moment_decay",
+  "moment_downdate",
+  "moment_init",
+  "moment_merge",
+  "moment_query",
+  "moment_update",
   "multilayer_gradients",
   "ntk_attention",
   "polynomial_attention",
@@ -79,5 +97,7 @@ __all__ = [
   "row_sigma",
   "softmax_attention",
   "sparsity_profile",
+  "state_bytes",
+  "streaming",
   "topk_attention",
 ]

@@ -13,9 +13,11 @@ from jaxattn.numerics.linalg import ridge_solve as ridge_solve
 from jaxattn.numerics.linalg import spectral_bounds as spectral_bounds
 from jaxattn.numerics.select import topk_indices as topk_indices
 from jaxattn.numerics.select import topk_merge as topk_merge
+from jaxattn.numerics.summation import compensated_add as compensated_add
 
 __all__ = [
   "KernelRidge",
+  "compensated_add",
   "kernel_ridge_fit",
   "kernel_ridge_predict",
   "loo_residuals",
