@@ -44,6 +44,7 @@ from jaxattn.attention.scores import row_sigma as row_sigma
 from jaxattn.attention.scores import sparsity_profile as sparsity_profile
 from jaxattn.attention.streaming import MomentInfo as MomentInfo
 from jaxattn.attention.streaming import MomentState as MomentState
+from jaxattn.attention.streaming import ThreeSketchState as ThreeSketchState
 from jaxattn.attention.streaming import moment_decay as moment_decay
 from jaxattn.attention.streaming import moment_downdate as moment_downdate
 from jaxattn.attention.streaming import moment_init as moment_init
@@ -51,6 +52,23 @@ from jaxattn.attention.streaming import moment_merge as moment_merge
 from jaxattn.attention.streaming import moment_query as moment_query
 from jaxattn.attention.streaming import moment_update as moment_update
 from jaxattn.attention.streaming import state_bytes as state_bytes
+from jaxattn.attention.streaming import (
+  three_sketch_decode as three_sketch_decode,
+)
+from jaxattn.attention.streaming import (
+  three_sketch_finalize as three_sketch_finalize,
+)
+from jaxattn.attention.streaming import three_sketch_init as three_sketch_init
+from jaxattn.attention.streaming import three_sketch_merge as three_sketch_merge
+from jaxattn.attention.streaming import (
+  three_sketch_update_key as three_sketch_update_key,
+)
+from jaxattn.attention.streaming import (
+  three_sketch_update_query as three_sketch_update_query,
+)
+from jaxattn.attention.streaming import (
+  three_sketch_update_value as three_sketch_update_value,
+)
 from jaxattn.attention.topk import TopKInfo as TopKInfo
 from jaxattn.attention.topk import topk_attention as topk_attention
 from jaxattn.features.rotary import rope as rope
@@ -65,6 +83,7 @@ __all__ = [
   "NTKAttentionInfo",
   "PrefixState",
   "SparsityProfile",
+  "ThreeSketchState",
   "TopKInfo",
   "adaptive_budget",
   "attention_layer_gradients",
@@ -99,5 +118,12 @@ __all__ = [
   "sparsity_profile",
   "state_bytes",
   "streaming",
+  "three_sketch_decode",
+  "three_sketch_finalize",
+  "three_sketch_init",
+  "three_sketch_merge",
+  "three_sketch_update_key",
+  "three_sketch_update_query",
+  "three_sketch_update_value",
   "topk_attention",
 ]

@@ -44,6 +44,7 @@ from jaxattn.data.series import standardize as standardize
 from jaxattn.data.series import windows as windows
 from jaxattn.data.tables import load_breast_cancer as load_breast_cancer
 from jaxattn.data.tables import load_digits as load_digits
+from jaxattn.data.tables import load_image_patches as load_image_patches
 from jaxattn.data.text import byte_batches as byte_batches
 from jaxattn.data.text import load_text as load_text
 
@@ -62,6 +63,7 @@ __all__ = [
   "load_digits",
   "load_flux_polytope",
   "load_g2_molecules",
+  "load_image_patches",
   "load_series",
   "load_text",
   "load_tu",

@@ -1,5 +1,9 @@
 """Sketches: random maps to fewer dimensions or rows that keep products."""
 
+from jaxattn.sketch.count_sketch import (
+  count_sketch_recover as count_sketch_recover,
+)
+from jaxattn.sketch.count_sketch import count_sketch_table as count_sketch_table
 from jaxattn.sketch.hadamard import fwht as fwht
 from jaxattn.sketch.hadamard import pad_to_pow2 as pad_to_pow2
 from jaxattn.sketch.leverage import (
@@ -22,6 +26,8 @@ __all__ = [
   "PolySketch",
   "TensorSketch",
   "chernoff_rows",
+  "count_sketch_recover",
+  "count_sketch_table",
   "fwht",
   "hadamard_square_matvec",
   "leverage_scores",

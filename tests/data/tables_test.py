@@ -33,7 +33,31 @@ def test_breast_cancer():
   assert radius[labels == 0].mean() > 1.3 * radius[labels == 1].mean()
 
 
-@pytest.mark.parametrize("name", ["load_digits", "load_breast_cancer"])
+@pytest.mark.parametrize("name", ["china", "flower"])
+def test_image_patches(name):
+  pixels, patches = tables.load_image_patches(name)
+  image = datasets.load_sample_image(f"{name}.jpg") / np.float32(255)
+  np.testing.assert_array_equal(pixels, image.reshape(-1, 3))
+  assert (pixels.dtype, patches.dtype) == (np.float32, np.float32)
+  assert patches.shape == (427 * 640, 75)
+  inside, corner = (patches[i].reshape(5, 5, 3) for i in (9 * 640 + 20, 0))
+  np.testing.assert_array_equal(inside, image[7:12, 18:23])
+  # Reflected, without the border twice.
+  np.testing.assert_array_equal(corner[0, 1], image[2, 1])
+
+
+def test_image_patches_refuse():
+  with pytest.raises(ValueError, match="name must be one of 'china', 'flower'"):
+    tables.load_image_patches("cat")
+  with pytest.raises(ValueError, match="patch_size must be odd, got 4"):
+    tables.load_image_patches(patch_size=4)
+  with pytest.raises(ValueError, match=r"patch_size must be in \[1, 427\]"):
+    tables.load_image_patches(patch_size=0)
+
+
+@pytest.mark.parametrize(
+  "name", ["load_digits", "load_breast_cancer", "load_image_patches"]
+)
 def test_missing_scikit_learn_names_the_extra(monkeypatch, name):
   monkeypatch.setitem(sys.modules, "sklearn", None)
   message = rf"{name} needs scikit-learn: pip install 'jaxattn\[data\]'"

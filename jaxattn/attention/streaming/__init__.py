@@ -15,10 +15,35 @@ from jaxattn.attention.streaming.moments import moment_init as moment_init
 from jaxattn.attention.streaming.moments import moment_merge as moment_merge
 from jaxattn.attention.streaming.moments import moment_query as moment_query
 from jaxattn.attention.streaming.moments import moment_update as moment_update
+from jaxattn.attention.streaming.three_sketch import (
+  ThreeSketchState as ThreeSketchState,
+)
+from jaxattn.attention.streaming.three_sketch import (
+  three_sketch_decode as three_sketch_decode,
+)
+from jaxattn.attention.streaming.three_sketch import (
+  three_sketch_finalize as three_sketch_finalize,
+)
+from jaxattn.attention.streaming.three_sketch import (
+  three_sketch_init as three_sketch_init,
+)
+from jaxattn.attention.streaming.three_sketch import (
+  three_sketch_merge as three_sketch_merge,
+)
+from jaxattn.attention.streaming.three_sketch import (
+  three_sketch_update_key as three_sketch_update_key,
+)
+from jaxattn.attention.streaming.three_sketch import (
+  three_sketch_update_query as three_sketch_update_query,
+)
+from jaxattn.attention.streaming.three_sketch import (
+  three_sketch_update_value as three_sketch_update_value,
+)
 
 __all__ = [
   "MomentInfo",
   "MomentState",
+  "ThreeSketchState",
   "moment_decay",
   "moment_downdate",
   "moment_init",
@@ -27,4 +52,11 @@ __all__ = [
   "moment_update",
   "state_bytes",
   "stream",
+  "three_sketch_decode",
+  "three_sketch_finalize",
+  "three_sketch_init",
+  "three_sketch_merge",
+  "three_sketch_update_key",
+  "three_sketch_update_query",
+  "three_sketch_update_value",
 ]
