@@ -11,6 +11,27 @@ from jaxattn.attention._prefix import (
 )
 from jaxattn.attention._prefix import prefix_state_init as prefix_state_init
 from jaxattn.attention._prefix import prefix_state_update as prefix_state_update
+from jaxattn.attention.hopfield import CapacityBound as CapacityBound
+from jaxattn.attention.hopfield import HopfieldInfo as HopfieldInfo
+from jaxattn.attention.hopfield import HopfieldPlan as HopfieldPlan
+from jaxattn.attention.hopfield import HopfieldState as HopfieldState
+from jaxattn.attention.hopfield import (
+  RetrievalErrorBound as RetrievalErrorBound,
+)
+from jaxattn.attention.hopfield import (
+  capacity_lower_bound as capacity_lower_bound,
+)
+from jaxattn.attention.hopfield import hopfield_add as hopfield_add
+from jaxattn.attention.hopfield import hopfield_energy as hopfield_energy
+from jaxattn.attention.hopfield import hopfield_forget as hopfield_forget
+from jaxattn.attention.hopfield import hopfield_plan as hopfield_plan
+from jaxattn.attention.hopfield import hopfield_retrieve as hopfield_retrieve
+from jaxattn.attention.hopfield import hopfield_store as hopfield_store
+from jaxattn.attention.hopfield import hopfield_update as hopfield_update
+from jaxattn.attention.hopfield import pattern_separation as pattern_separation
+from jaxattn.attention.hopfield import (
+  retrieval_error_bound as retrieval_error_bound,
+)
 from jaxattn.attention.layer_gradients import LayerGradients as LayerGradients
 from jaxattn.attention.layer_gradients import (
   attention_layer_gradients as attention_layer_gradients,
@@ -77,11 +98,16 @@ from pallas_kernels.flash_attention import BlockSizes as BlockSizes
 
 __all__ = [
   "BlockSizes",
+  "CapacityBound",
+  "HopfieldInfo",
+  "HopfieldPlan",
+  "HopfieldState",
   "LayerGradients",
   "MomentInfo",
   "MomentState",
   "NTKAttentionInfo",
   "PrefixState",
+  "RetrievalErrorBound",
   "SparsityProfile",
   "ThreeSketchState",
   "TopKInfo",
@@ -90,12 +116,20 @@ __all__ = [
   "attention_layer_gradients_lowrank",
   "attention_loss",
   "attention_loss_gradient",
+  "capacity_lower_bound",
   "fit_budget_law",
   "fit_prefix_state",
   "gaussian_budget",
   "gaussian_count_above",
   "gaussian_exponent",
   "gaussian_topk_mass",
+  "hopfield_add",
+  "hopfield_energy",
+  "hopfield_forget",
+  "hopfield_plan",
+  "hopfield_retrieve",
+  "hopfield_store",
+  "hopfield_update",
   "linear_attention",
   "logit_radius",
   "moment_decay",
@@ -106,12 +140,14 @@ __all__ = [
   "moment_update",
   "multilayer_gradients",
   "ntk_attention",
+  "pattern_separation",
   "polynomial_attention",
   "prefix_attention",
   "prefix_state_downdate",
   "prefix_state_init",
   "prefix_state_update",
   "relu_attention",
+  "retrieval_error_bound",
   "rope",
   "row_sigma",
   "softmax_attention",
