@@ -35,6 +35,9 @@ from jaxattn.models.gnn import gnn_apply as gnn_apply
 from jaxattn.models.gnn import gnn_init as gnn_init
 from jaxattn.models.gnn import gnn_with_taps as gnn_with_taps
 from jaxattn.models.gnn import train_gnn as train_gnn
+from jaxattn.models.hopfield import HopfieldLayer as HopfieldLayer
+from jaxattn.models.hopfield import HopfieldLookup as HopfieldLookup
+from jaxattn.models.hopfield import HopfieldPooling as HopfieldPooling
 from jaxattn.models.icl import ICLHistory as ICLHistory
 from jaxattn.models.icl import ICLRegressor as ICLRegressor
 from jaxattn.models.icl import train_icl as train_icl
@@ -92,6 +95,9 @@ __all__ = [
   "GNNParams",
   "GradientError",
   "HistoryCache",
+  "HopfieldLayer",
+  "HopfieldLookup",
+  "HopfieldPooling",
   "ICLHistory",
   "ICLRegressor",
   "LeakageBlock",
