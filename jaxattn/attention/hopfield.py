@@ -956,9 +956,10 @@ def _half_largest_square(patterns: jax.Array) -> jax.Array:
 def _update(
   x: jax.Array, patterns: jax.Array, beta: Any, values: jax.Array
 ) -> jax.Array:
-  out = softmax_attention(
-    _flat(x)[:, None], patterns[:, None], values[:, None], scale=beta
-  )
+  # Wide: a traced scale multiplies the queries in the dtype that they have.
+  dtype = accumulator(x.dtype)
+  rows = (y.astype(dtype)[:, None] for y in (_flat(x), patterns, values))
+  out = softmax_attention(*rows, scale=beta).astype(x.dtype)
   return out[:, 0].reshape(*x.shape[:-1], -1)
 
 
