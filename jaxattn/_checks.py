@@ -144,6 +144,7 @@ def check_attention(
   bias: jax.Array | None = None,
   mask: jax.Array | None = None,
   key_mask: jax.Array | None = None,
+  names: tuple[str, str, str] = ("key", "value", "key_mask"),
 ) -> AttentionShapes:
   """Checks the layout that all attention functions share, and reads its sizes.
 
@@ -154,6 +155,7 @@ def check_attention(
     bias: floating, broadcastable to (B, N, T, S).
     mask: boolean, broadcastable to (B, N, T, S); True = attend.
     key_mask: boolean (B, S); True = attend.
+    names: what the caller calls its keys, their values and their mask.
 
   Returns:
     The sizes as :class:`AttentionShapes`.
@@ -162,24 +164,26 @@ def check_attention(
     ValueError: if ranks, sizes or dtypes do not fit; the message names the
       argument, what came and what was expected.
   """
-  for name, x in (("query", query), ("key", key), ("value", value)):
+  key_name, value_name, mask_name = names
+  for name, x in (("query", query), (key_name, key), (value_name, value)):
     check_rank(name, x, (3, 4))
     check_floating(name, x)
     if x.dtype != query.dtype:
       raise ValueError(
-        f"query, key and value must have one dtype, got {name} of {x.dtype} "
-        f"and query of {query.dtype}"
+        f"query, {key_name} and {value_name} must have one dtype, got {name} "
+        f"of {x.dtype} and query of {query.dtype}"
       )
     if 0 in x.shape:
       raise ValueError(f"{name} must not be empty, got shape {x.shape}")
   *batch, t, n, h = query.shape
   layout = "(B, S, K, H)" if batch else "(S, K, H)"
-  check_shape("key", key, (*batch, None, None, h), layout)
+  check_shape(key_name, key, (*batch, None, None, h), layout)
   s, k = key.shape[-3:-1]
-  check_shape("value", value, (*batch, s, k, None), layout[:-2] + "Hv)")
+  check_shape(value_name, value, (*batch, s, k, None), layout[:-2] + "Hv)")
   if n % k:
     raise ValueError(
-      f"the {k} heads of key and value must divide the {n} heads of query"
+      f"the {k} heads of {key_name} and {value_name} must divide the {n} heads "
+      "of query"
     )
   logits = (*batch, n, t, s)
   if bias is not None:
@@ -189,10 +193,8 @@ def check_attention(
     check_boolean("mask", mask)
     _check_broadcastable("mask", mask, logits)
   if key_mask is not None:
-    check_boolean("key_mask", key_mask)
-    check_shape(
-      "key_mask", key_mask, (*batch, s), "(B, S)" if batch else "(S,)"
-    )
+    check_boolean(mask_name, key_mask)
+    check_shape(mask_name, key_mask, (*batch, s), "(B, S)" if batch else "(S,)")
   return AttentionShapes(tuple(batch), t, s, n, k, h, value.shape[-1])
 
 

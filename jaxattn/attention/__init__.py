@@ -51,6 +51,9 @@ from jaxattn.attention.polynomial import (
   polynomial_attention as polynomial_attention,
 )
 from jaxattn.attention.radius import logit_radius as logit_radius
+from jaxattn.attention.radius import (
+  tensor_logit_radius as tensor_logit_radius,
+)
 from jaxattn.attention.relu import relu_attention as relu_attention
 from jaxattn.attention.scores import SparsityProfile as SparsityProfile
 from jaxattn.attention.scores import adaptive_budget as adaptive_budget
@@ -89,6 +92,20 @@ from jaxattn.attention.streaming import (
 )
 from jaxattn.attention.streaming import (
   three_sketch_update_value as three_sketch_update_value,
+)
+from jaxattn.attention.tensor import (
+  polynomial_order_attention as polynomial_order_attention,
+)
+from jaxattn.attention.tensor import (
+  polynomial_tensor_attention as polynomial_tensor_attention,
+)
+from jaxattn.attention.tensor import tensor_attention as tensor_attention
+from jaxattn.attention.tensor import tensor_moment_query as tensor_moment_query
+from jaxattn.attention.tensor_losses import (
+  tensor_attention_loss as tensor_attention_loss,
+)
+from jaxattn.attention.tensor_losses import (
+  tensor_attention_loss_gradient as tensor_attention_loss_gradient,
 )
 from jaxattn.attention.topk import TopKInfo as TopKInfo
 from jaxattn.attention.topk import topk_attention as topk_attention
@@ -142,6 +159,8 @@ __all__ = [
   "ntk_attention",
   "pattern_separation",
   "polynomial_attention",
+  "polynomial_order_attention",
+  "polynomial_tensor_attention",
   "prefix_attention",
   "prefix_state_downdate",
   "prefix_state_init",
@@ -161,5 +180,10 @@ __all__ = [
   "three_sketch_update_key",
   "three_sketch_update_query",
   "three_sketch_update_value",
+  "tensor_attention",
+  "tensor_attention_loss",
+  "tensor_attention_loss_gradient",
+  "tensor_logit_radius",
+  "tensor_moment_query",
   "topk_attention",
 ]

@@ -265,8 +265,8 @@ def _polynomial_attention(
   scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
   assert spec.coefficients is not None
   degree = len(spec.coefficients) - 1
-  shown = _sample(k) if key_mask is None else k
-  q, k = _balanced(q * jnp.asarray(scale, dtype), k, shown, degree)
+  shown = sample(k) if key_mask is None else k
+  q, (k,) = balanced(q * jnp.asarray(scale, dtype), (k,), (shown,), degree)
   v = _chunks.hide(_chunks.ones_column(v), key_mask)
   if sketch_dim is None:
     out = _scan.attend(q, k, v, spec)
@@ -333,34 +333,42 @@ def _least_ratio(spec: _chunks.Spec) -> float:
   return max(0.0, float((weights * np.exp(-x)).min()))
 
 
-def _balanced(
-  query: jax.Array, key: jax.Array, shown: jax.Array, degree: int
-) -> tuple[jax.Array, jax.Array]:
+def balanced(
+  query: jax.Array,
+  keys: tuple[jax.Array, ...],
+  shown: tuple[jax.Array, ...],
+  degree: int,
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
   """Shares the size of the logits evenly between queries and keys.
 
-  Both are multiplied by powers of two, with product 1, so that no bit of a
+  All are multiplied by powers of two, with product 1, so that no bit of a
   result changes unless something overflows: nothing is told of the future.
 
   Args:
     query: (B, T, N, H).
-    key: (B, S, K, H).
-    shown: some of the keys, to tell their size from.
+    keys: of (B, S, K, H); a logit is a sum of products of them all.
+    shown: some of the keys of each, to tell their size from.
     degree: g, the highest power that is taken.
   """
   b, t, n, d = query.shape
-  kv = key.shape[2]
+  kv = keys[0].shape[2]
   grouped = query.reshape(b, t, kv, n // kv, d)
-  of_query = _root_mean_square(_sample(grouped), (1, 3, 4))
-  of_key = _root_mean_square(shown, (1, 3))
+  of_query = _root_mean_square(sample(grouped), (1, 3, 4))
+  of_keys = [_root_mean_square(x, (1, 3)) for x in shown]
   # An outlier among the queries must not push the keys out of range.
   bound = 2.0 ** (_MAX_EXPONENT // max(degree, 1))
-  target = jnp.clip(jnp.sqrt(of_query * of_key), 1 / bound, bound)
-  factor = _power_of_two(of_key / target)[:, None, :, None]
-  query = (grouped * factor[..., None]).reshape(query.shape)
-  return query, key * (1 / factor)
+  # Roots first: a product of them all might overflow itself.
+  roots = [x ** (1 / (len(keys) + 1)) for x in (of_query, *of_keys)]
+  target = functools.reduce(jnp.multiply, roots)
+  target = jnp.clip(target, 1 / bound, bound)
+  factors = [_power_of_two(x / target)[:, None, :, None] for x in of_keys]
+  for factor in factors:
+    grouped = grouped * factor[..., None]
+  keys = tuple(k * (1 / f) for k, f in zip(keys, factors, strict=True))
+  return grouped.reshape(query.shape), keys
 
 
-def _sample(x: jax.Array) -> jax.Array:
+def sample(x: jax.Array) -> jax.Array:
   """Evenly spaced tokens of (B, T, ...): a pass over all would be felt."""
   return x[:, :: max(1, x.shape[1] // _SAMPLE)]
 

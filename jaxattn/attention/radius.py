@@ -14,8 +14,9 @@ from jax import lax
 from jax.experimental import checkify
 
 from jaxattn import _checks
-from jaxattn.attention import _rows
+from jaxattn.attention import _rows, _tensor_blocks
 from jaxattn.attention.polynomial import check_shift, shift_keys
+from jaxattn.features import _chunks
 from jaxattn.numerics._dtypes import accumulator
 
 # Keys visited at a time; memory and speed only.
@@ -114,6 +115,106 @@ def logit_radius(
   if radius is not None:
     check_radius(largest, radius)
   return largest
+
+
+def tensor_logit_radius(
+  query: jax.Array,
+  key1: jax.Array,
+  key2: jax.Array,
+  *,
+  radius: float | None = None,
+  scale: float | jax.Array | None = None,
+  key_mask1: jax.Array | None = None,
+  key_mask2: jax.Array | None = None,
+  chunk_size: int | None = None,
+) -> jax.Array:
+  r"""Largest absolute logit of tensor attention, over all pairs of keys.
+
+  .. math:: \max_{i, j, l} \Bigl|\text{scale} \sum_c
+    q_{ic} k^1_{jc} k^2_{lc}\Bigr|
+
+  Those that ``is_causal`` would hide count, too. With ``radius`` the largest
+  logit is compared with that promise, as by :func:`logit_radius`.
+
+  Args:
+    query: (B, T, N, H), or (T, N, H) without a batch; floating.
+    key1: (B, S1, K, H). K divides N.
+    key2: (B, S2, K, H).
+    radius: the promise; None = none.
+    scale: factor on the logits; None = 1 / sqrt(H). May be traced.
+    key_mask1: boolean (B, S1); True = attend.
+    key_mask2: boolean (B, S2); True = attend.
+    chunk_size: queries at a time; None = chosen from sizes. Memory and speed
+      only.
+
+  Returns:
+    () of the accumulation dtype, without a gradient; NaN if a logit is, and 0
+    if no pair attends.
+
+  Raises:
+    ValueError: if shapes, dtypes or options do not fit, for instance "radius
+      must be positive, got 0.0".
+    checkify.JaxRuntimeError: as :func:`logit_radius`.
+
+  Cost:
+    T S1 S2 H multiply-adds a head; O(T + S1 + S2) memory beside a block. A
+    looser bound costs O(T + S1 + S2): by Hoelder's inequality, scale times the
+    largest 3-norms of query, first and second key.
+
+  Source:
+    This project.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> x = jnp.array([3.0, -4.0]).reshape(2, 1, 1)
+    >>> print(tensor_logit_radius(x, x, x))
+    64.0
+  """
+  pairs = [
+    ("key1", jnp.asarray(key1), key_mask1),
+    ("key2", jnp.asarray(key2), key_mask2),
+  ]
+  query, keys = jnp.asarray(query), []
+  for name, key, mask in pairs:
+    names = (name, name, f"key_mask{name[-1]}")
+    mask = None if mask is None else jnp.asarray(mask)
+    _checks.check_attention(query, key, key, key_mask=mask, names=names)
+    _checks.check_shape(name, key, (*key.shape[:-2], *pairs[0][1].shape[-2:]))
+    key = _checks.four_dims(key)
+    mask = None if mask is None else mask.reshape(key.shape[:2])
+    keys.append(_chunks.hide(key, mask))
+  _rows.check_options(scale, False, chunk_size)
+  if radius is not None:
+    _checks.check_scalar("radius", radius)
+    _checks.check_positive("radius", radius)
+  query = _checks.four_dims(query)
+  largest = _tensor_logit_radius(query, *keys, scale, chunk_size=chunk_size)
+  if radius is not None:
+    check_radius(largest, radius)
+  return largest
+
+
+@functools.partial(jax.jit, static_argnames="chunk_size")
+def _tensor_logit_radius(
+  query: jax.Array,
+  key1: jax.Array,
+  key2: jax.Array,
+  scale: Any,
+  *,
+  chunk_size: int | None,
+) -> jax.Array:
+  dtype = accumulator(query.dtype)
+  arrays = lax.stop_gradient((query, key1, key2))
+  query, key1, key2 = (x.astype(dtype) for x in arrays)
+
+  def block(x: tuple[jax.Array, jax.Array]) -> jax.Array:
+    rows, _ = x
+    paired = _tensor_blocks.paired_queries(rows, key1)
+    keys = _tensor_blocks.for_each_query(key2, rows.shape[1])
+    return logit_radius(paired, keys, scale=scale)
+
+  longest = max(key1.shape[1], key2.shape[1])
+  return _tensor_blocks.over_blocks(query, longest, chunk_size, block).max()
 
 
 def check_radius(largest: jax.Array, radius: float | jax.Array) -> None:

@@ -48,37 +48,63 @@ def attend(
   Returns:
     (B, T, N, v - 1); 0 for a query that sees no key.
   """
-  b, t, n, d = query.shape
-  kv, g = key.shape[2], n // key.shape[2]
   if spec.is_causal:
     # Keys behind the last query are seen by nobody.
-    key, value = (_chunks.fit(x, t, 1) for x in (key, value))
-  query = query.reshape(b, t, kv, g, d).transpose(0, 2, 4, 3, 1)
-  query = query.reshape(b * kv, d, g, t)
-  key, value = (
-    x.transpose(0, 2, 3, 1).reshape(b * kv, x.shape[-1], -1)
-    for x in (key, value)
-  )
-  out = _over_groups((query, key, value), sketch, spec)
-  out = out.reshape(b, kv, -1, g, t).transpose(0, 4, 1, 3, 2)
-  return out.reshape(b, t, n, -1)
+    key, value = (_chunks.fit(x, query.shape[1], 1) for x in (key, value))
+  operands = by_pair(query, key.shape[2]), tokens_last(key), tokens_last(value)
+  num_features = spec._replace(sketch=sketch).num_features(key.shape[3])
+  attend_group = functools.partial(_attend_group, sketch, spec)
+  out = over_groups(attend_group, operands, num_features, spec)
+  return by_head(out, query)
 
 
-def _over_groups(operands: Any, sketch: Any, spec: Spec) -> jax.Array:
-  """Group by group, so that the features of a chunk stay in cache."""
-  query, key, *_ = operands
-  pairs, d = key.shape[:2]
-  smallest = spec.chunk_size or _chunks.MIN_CHUNK
-  num_features = spec._replace(sketch=sketch).num_features(d)
-  size = num_features * smallest * query.shape[2]
+def by_pair(query: jax.Array, num_kv_heads: int) -> jax.Array:
+  """(B, T, N, d) -> (P, d, G, T)."""
+  b, t, n, d = query.shape
+  query = query.reshape(b, t, num_kv_heads, n // num_kv_heads, d)
+  query = query.transpose(0, 2, 4, 3, 1)
+  return query.reshape(b * num_kv_heads, d, n // num_kv_heads, t)
+
+
+def tokens_last(x: jax.Array) -> jax.Array:
+  """(B, S, K, v) -> (P, v, S)."""
+  b, s, k, v = x.shape
+  return x.transpose(0, 2, 3, 1).reshape(b * k, v, s)
+
+
+def by_head(out: jax.Array, query: jax.Array) -> jax.Array:
+  """(P, v, G, T) -> (B, T, N, v) of the queries (B, T, N, d)."""
+  b, t, n, _ = query.shape
+  _, v, g, _ = out.shape
+  out = out.reshape(b, n // g, v, g, t).transpose(0, 4, 1, 3, 2)
+  return out.reshape(b, t, n, v)
+
+
+def over_groups(
+  attend_group: Any, operands: Any, num_features: int, spec: Spec
+) -> jax.Array:
+  """Group by group of pairs, so that the features of a chunk stay in cache.
+
+  Args:
+    attend_group: from operands with some of the pairs.
+    operands: arrays that begin with P, the queries (P, d, G, T) first.
+    num_features: m, features of a token.
+    spec: static facts.
+  """
+  pairs, _, heads, _ = operands[0].shape
+  size = num_features * (spec.chunk_size or _chunks.MIN_CHUNK) * heads
   group = largest_divisor(pairs, _chunks.CHUNK_FEATURES // size)
   if group == pairs:
-    return _attend(*operands, sketch, spec)
+    return attend_group(operands)
   operands = jax.tree.map(
     lambda x: x.reshape(-1, group, *x.shape[1:]), operands
   )
-  out = lax.map(lambda x: _attend(*x, sketch, spec), operands)
+  out = lax.map(attend_group, operands)
   return out.reshape(pairs, *out.shape[2:])
+
+
+def _attend_group(sketch: Any, spec: Spec, operands: Any) -> jax.Array:
+  return _attend(*operands, sketch, spec)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -106,7 +132,7 @@ def _attend_fwd(
   else:
     total = _chunks.moments(key, value, spec)
     summed = _chunks.sums(query, spec.weigh(total, key.shape[1]), spec)
-  out, denominator = _divide(summed, spec)
+  out, denominator = divide(summed, spec)
   return out, (query, key, value, sketch, total, out, denominator)
 
 
@@ -115,7 +141,7 @@ def _attend_bwd(
 ) -> tuple[jax.Array | None, ...]:
   query, key, value, sketch, total, out, denominator = residuals
   spec = spec._replace(sketch=sketch)
-  summed = _divide_bwd(cotangent, out, denominator, spec)
+  summed = divide_bwd(cotangent, out, denominator, spec)
   if spec.is_causal:
     grads = _scan_grad.causal_bwd(query, key, value, summed, spec)
   else:
@@ -127,7 +153,7 @@ def _attend_bwd(
 _attend.defvjp(_attend_fwd, _attend_bwd)
 
 
-def _divide(summed: jax.Array, spec: Spec) -> tuple[jax.Array, jax.Array]:
+def divide(summed: jax.Array, spec: Spec) -> tuple[jax.Array, jax.Array]:
   """(P, v, G, T) sums to outputs and the denominators that were used."""
   out, denominator = summed[:, :-1], summed[:, -1:]
   if not spec.normalize:
@@ -141,7 +167,7 @@ def _divide(summed: jax.Array, spec: Spec) -> tuple[jax.Array, jax.Array]:
   return out / safe, safe
 
 
-def _divide_bwd(
+def divide_bwd(
   cotangent: jax.Array, out: jax.Array, denominator: jax.Array, spec: Spec
 ) -> jax.Array:
   """Cotangent of the sums (P, v, G, T)."""

@@ -22,18 +22,18 @@ def full_bwd(
   rows = query.reshape(p, d, g * t), summed.reshape(p, -1, g * t)
   if spec.closed_form:
     total = _chunks.moments(key, value, spec, _chunks.pairs)
-  d_query, _, d_total = _pull(*rows, spec.weigh(total, d), spec)
+  d_query, _, d_total = pull_all(*rows, spec.weigh(total, d), spec)
   d_total = spec.weigh(d_total, d)
   if spec.closed_form:
     pairs = _chunks.moments(*rows, spec, _chunks.pairs)
-    d_key, *_ = _pull(key, value, spec.weigh(pairs, d), spec)
+    d_key, *_ = pull_all(key, value, spec.weigh(pairs, d), spec)
     d_value = _chunks.sums(key[:, :, None], d_total, spec)[:, :, 0]
   else:
-    d_key, d_value, _ = _pull(key, value, d_total, spec)
+    d_key, d_value, _ = pull_all(key, value, d_total, spec)
   return d_query.reshape(query.shape), d_key, d_value
 
 
-def _pull(
+def pull_all(
   x: jax.Array, v: jax.Array, weighted: jax.Array, spec: Spec
 ) -> tuple[jax.Array, ...]:
   """What the features of x are good for in the gradient, chunk by chunk.

@@ -6,6 +6,8 @@ from jaxattn.sketch.count_sketch import (
 from jaxattn.sketch.count_sketch import count_sketch_table as count_sketch_table
 from jaxattn.sketch.hadamard import fwht as fwht
 from jaxattn.sketch.hadamard import pad_to_pow2 as pad_to_pow2
+from jaxattn.sketch.kronecker import face_splitting as face_splitting
+from jaxattn.sketch.kronecker import khatri_rao as khatri_rao
 from jaxattn.sketch.leverage import (
   hadamard_square_matvec as hadamard_square_matvec,
 )
@@ -28,8 +30,10 @@ __all__ = [
   "chernoff_rows",
   "count_sketch_recover",
   "count_sketch_table",
+  "face_splitting",
   "fwht",
   "hadamard_square_matvec",
+  "khatri_rao",
   "leverage_scores",
   "pad_to_pow2",
   "poly_sketch_apply",

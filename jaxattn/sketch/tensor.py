@@ -30,6 +30,7 @@ from jax import lax
 from jaxattn import _checks
 from jaxattn.numerics._dtypes import accumulator
 from jaxattn.sketch.hadamard import fwht, pad_to_pow2
+from jaxattn.sketch.kronecker import face_splitting
 
 # A product of a bucket and a frequency fits into 32 bits up to here.
 _MAX_MATMUL_BUCKETS = 1 << 16
@@ -361,8 +362,7 @@ def tensor_srht_rows(
     (8, 16)
   """
   x, y = tensor_srht_factors(rng, a1, a2, num_rows)
-  rows = x[:, :, None] * y[:, None, :] / math.sqrt(num_rows)
-  return rows.reshape(num_rows, -1)
+  return face_splitting(x, y) / math.sqrt(num_rows)
 
 
 def _check_sizes(dim: int, sketch_dim: int, degree: int, least: int) -> None:
