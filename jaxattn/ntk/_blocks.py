@@ -1,5 +1,6 @@
 """Gram matrices block by block, and what kernels ask of their arguments."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,11 +9,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxattn import _checks
+from jaxattn.numerics._dtypes import accumulator
 
 Apply = Callable[[Any, Any], jax.Array]
 
-# Bytes of derivatives held for one block of examples.
-_BLOCK = 1 << 28
+# Bytes of derivatives held for one block of examples: large matrix products
+# are quicker, and fewer blocks are prepared again.
+_BLOCK = 1 << 29
 
 
 def blocked_gram(
@@ -32,8 +35,8 @@ def blocked_gram(
     x1: pytree of arrays (n1, ...).
     x2: pytree of arrays (n2, ...); None = ``x1``, and then only blocks on or
       above the diagonal are computed, the others are their mirror images.
-    chunk_size: data of a block. The last block is filled up with copies of the
-      last datum.
+    chunk_size: most data of a block. Blocks are as few and as equal as that
+      allows; the last is filled up with copies of the last datum.
 
   Returns:
     (n1, ..., n2, ...).
@@ -60,42 +63,79 @@ def blocked_gram(
   """
   _checks.check_integer("chunk_size", chunk_size, 1, None)
   x1, x2 = check_data(x1, x2)
+  return gram_of(lambda x: x, fn, x1, x2, chunk_size)
+
+
+def gram_of(
+  prepare: Callable[[Any], Any],
+  fn: Callable[[Any, Any], jax.Array],
+  x1: Any,
+  x2: Any,
+  chunk_size: int,
+) -> jax.Array:
+  """:func:`blocked_gram` of what ``prepare`` makes of blocks.
+
+  Two prepared blocks are held at a time: each block of rows is prepared once,
+  and a block of columns for each block of rows that it meets.
+  """
   n1, n2 = num_data(x1), num_data(x1 if x2 is None else x2)
-  size1, size2 = min(chunk_size, n1), min(chunk_size, n2)
+  size1, size2 = even_blocks(n1, chunk_size), even_blocks(n2, chunk_size)
   blocks1 = _split(x1, size1)
   blocks2 = blocks1 if x2 is None else _split(x2, size2)
-  first = [
-    jax.tree.map(lambda x: x[0], blocks) for blocks in (blocks1, blocks2)
-  ]
-  block = jax.eval_shape(fn, *first)
+  num1, num2 = -(-n1 // size1), -(-n2 // size2)
+  block = jax.eval_shape(
+    lambda *firsts: fn(*map(prepare, firsts)), *map(_first, (blocks1, blocks2))
+  )
   half = block.ndim // 2
   if block.ndim % 2 or block.shape[0] != size1 or block.shape[half] != size2:
     raise ValueError(
       f"fn must return ({size1}, ..., {size2}, ...), an even number of axes, "
       f"got {block.shape}"
     )
-  num1, num2 = -(-n1 // size1), -(-n2 // size2)
   if num1 == num2 == 1:
-    return fn(x1, x1 if x2 is None else x2)
-  pairs = [
-    (r, c) for r in range(num1) for c in range(r if x2 is None else 0, num2)
-  ]
+    rows = prepare(x1)
+    return fn(rows, rows if x2 is None else prepare(x2))
+  order = (*range(half, 2 * half), *range(half))
 
-  def visit(gram: jax.Array, pair: jax.Array) -> tuple[jax.Array, None]:
-    r, c = pair
-    rows = jax.tree.map(lambda x: x[r], blocks1)
-    columns = jax.tree.map(lambda x: x[c], blocks2)
-    value = fn(rows, columns)
-    if x2 is None:
-      order = (*range(half, 2 * half), *range(half))
-      mirrored = jnp.transpose(value, order)
-      gram = _place(gram, mirrored, half, c * size1, r * size1)
-    return _place(gram, value, half, r * size1, c * size2), None
+  def visit_row(gram: jax.Array, row: Any) -> tuple[jax.Array, None]:
+    r, rows = row
+    rows = prepare(rows)
+
+    def visit(gram: jax.Array, column: Any) -> tuple[jax.Array, None]:
+      c, columns = column
+      if x2 is not None:
+        value = fn(rows, prepare(columns))
+      else:
+        value = lax.cond(
+          c >= r,
+          lambda: fn(rows, prepare(columns)),
+          lambda: jnp.zeros(block.shape, block.dtype),
+        )
+        mirrored = jnp.transpose(value, order)
+        gram = _place(gram, mirrored, half, c * size1, r * size1)
+      return _place(gram, value, half, r * size1, c * size2), None
+
+    return lax.scan(visit, gram, (jnp.arange(num2), blocks2))[0], None
 
   shape = list(block.shape)
   shape[0], shape[half] = num1 * size1, num2 * size2
-  gram, _ = lax.scan(visit, jnp.zeros(shape, block.dtype), jnp.array(pairs))
+  # From the last row up: what a row leaves at 0, those after it write.
+  gram, _ = lax.scan(
+    visit_row,
+    jnp.zeros(shape, block.dtype),
+    (jnp.arange(num1), blocks1),
+    reverse=True,
+  )
   return lax.slice_in_dim(gram[:n1], 0, n2, axis=half)
+
+
+def even_blocks(n: int, chunk_size: int) -> int:
+  """The size of as few blocks as there must be, all of one size."""
+  return -(-n // -(-n // chunk_size))
+
+
+def _first(blocks: Any) -> Any:
+  return jax.tree.map(lambda x: x[0], blocks)
 
 
 def _place(
@@ -118,9 +158,21 @@ def _split(x: Any, size: int) -> Any:
   return jax.tree.map(split, x)
 
 
+def inner_products(x1: jax.Array, x2: jax.Array, lead: int) -> jax.Array:
+  """Of rows over the axes from ``lead`` on, as one matrix product, wide."""
+  rows1, rows2 = (x.reshape(math.prod(x.shape[:lead]), -1) for x in (x1, x2))
+  return jnp.einsum(
+    "ip,jp->ij",
+    rows1,
+    rows2,
+    precision=lax.Precision.HIGHEST,
+    preferred_element_type=accumulator(x1.dtype),
+  )
+
+
 def largest_chunk(bytes_of_one: int) -> int:
-  """The largest power of two of examples whose derivatives fit."""
-  return 1 << max(0, (_BLOCK // max(bytes_of_one, 1)).bit_length() - 1)
+  """The most examples whose derivatives fit."""
+  return max(1, _BLOCK // max(bytes_of_one, 1))
 
 
 def num_data(x: Any) -> int:

@@ -35,6 +35,7 @@ from jax import lax
 from jaxattn import _checks
 from jaxattn.ntk import _blocks
 from jaxattn.ntk._blocks import Apply
+from jaxattn.numerics._dtypes import accumulator
 
 _METHODS = ("jacobian", "ntvp")
 _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
@@ -59,9 +60,11 @@ def empirical_ntk(
     params: any pytree of floating arrays.
     x1: (n1, ...) data, or a pytree of such arrays.
     x2: (n2, ...) data; None = ``x1``.
-    method: ``"jacobian"`` or ``"ntvp"``, see the module.
-    chunk_size: examples visited at a time; memory only. None = as many as hold
-      256 MiB of derivatives, with ``"ntvp"`` all. A kernel of ``x1`` with
+    method: ``"jacobian"`` or ``"ntvp"``, see the module. ``"ntvp"`` needs
+      forward mode, which a ``custom_vjp`` does not offer, and sums in the dtype
+      of the parameters, 16 bits too.
+    chunk_size: most examples visited at a time; memory only. None = as many as
+      hold 512 MiB of derivatives, with ``"ntvp"`` all. A kernel of ``x1`` with
       itself visits half of the pairs of chunks.
     trace: return the mean over outputs, (n1, n2).
 
@@ -69,14 +72,16 @@ def empirical_ntk(
     (n1, O, n2, O), or (n1, n2) with ``trace``, of the dtype of the outputs.
 
   Raises:
-    ValueError: if ``method`` is unknown, ``x1`` and ``x2`` differ beyond their
-      first axis, ``apply_fn`` does not return (n, O), or ``chunk_size`` < 1.
+    ValueError: if ``method`` is unknown, there are no parameters or one is not
+      floating, ``x1`` and ``x2`` differ beyond their first axis, ``apply_fn``
+      does not return (n, O), or ``chunk_size`` < 1.
 
   Cost:
-    With P parameters and F for one forward pass of one example: n O F + n1 n2
-    O^2 P time and min(n, chunk_size) O P memory (``"jacobian"``; derivatives
-    of a chunk are taken once for each pair of chunks); n1 n2 O F and P
-    (``"ntvp"``).
+    With P parameters, F for one forward pass of one example and c =
+    min(n, chunk_size). ``"jacobian"``: n1 n2 O^2 P time, half of it without
+    ``x2``, and (1 + n2 / c) n1 O F, as derivatives of a chunk of columns are
+    taken for each chunk of rows; 2 c O P memory, half of it if there is but one
+    chunk. ``"ntvp"``: n1 n2 O F time; P and the activations of c examples.
 
   Source:
     arXiv 1806.07572; arXiv 2206.08720, sections 3.1 and 3.2.
@@ -92,15 +97,13 @@ def empirical_ntk(
     [[2. 2.]
      [2. 6.]]
   """
-  _checks.check_choice("method", method, _METHODS)
-  x1, x2 = _blocks.check_data(x1, x2)
-  _check_params(params)
-  out = _blocks.check_output(apply_fn, params, x1)
-  if chunk_size is None:
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    item = out.shape[1] * size * out.dtype.itemsize
-    chunk_size = _blocks.largest_chunk(item if method == "jacobian" else 1)
-  _checks.check_integer("chunk_size", chunk_size, 1, None)
+  if method not in _METHODS:
+    raise ValueError(
+      f"method must be one of {', '.join(map(repr, _METHODS))}, got "
+      f"{method!r}; structured_ntk and sketched_ntk are functions of their own"
+    )
+  if chunk_size is not None:
+    _checks.check_integer("chunk_size", chunk_size, 1, None)
   return _empirical_ntk(apply_fn, params, x1, x2, method, chunk_size, trace)
 
 
@@ -136,10 +139,12 @@ def sketched_ntk(
 
   Raises:
     ValueError: if ``x1`` and ``x2`` differ beyond their first axis,
-      ``apply_fn`` does not return (n, O), or ``num_vectors`` < 1.
+      ``apply_fn`` does not return (n, O), there are no parameters or one is
+      not floating, or ``num_vectors`` < 1.
 
   Cost:
-    S forward passes over all data and S n1 n2 O^2 time; P + S n O memory.
+    S forward passes over all data and S n1 n2 O^2 time; P, the activations of
+    all data and S n O memory.
 
   Source:
     Johnson and Lindenstrauss's lemma; this project.
@@ -154,9 +159,6 @@ def sketched_ntk(
     >>> bool(abs(ntk[1, 0, 1, 0] - 4.0) < 1.5)
     True
   """
-  x1, x2 = _blocks.check_data(x1, x2)
-  _check_params(params)
-  _blocks.check_output(apply_fn, params, x1)
   _checks.check_integer("num_vectors", num_vectors, 1, None)
   return _sketched_ntk(rng, apply_fn, params, x1, x2, num_vectors)
 
@@ -180,8 +182,8 @@ def ntk_vector_product(
     (n, O), sum over j, b of H[i, a, j, b] v[j, b].
 
   Raises:
-    ValueError: if ``apply_fn`` does not return (n, O), or ``v`` is not like
-      that.
+    ValueError: if ``apply_fn`` does not return (n, O), ``v`` is not like that,
+      there are no parameters, or one is not floating.
 
   Cost:
     About five forward passes over the data; P + activations in memory.
@@ -199,16 +201,17 @@ def ntk_vector_product(
     [[2.]
      [6.]]
   """
-  x, _ = _blocks.check_data(x, None, "x")
-  _check_params(params)
-  out = _blocks.check_output(apply_fn, params, x)
-  v = jnp.asarray(v)
-  _checks.check_shape("v", v, out.shape, "(n, O)")
-  return _ntk_vector_product(apply_fn, params, x, v.astype(out.dtype))
+  return _ntk_vector_product(apply_fn, params, x, v)
+
+
+# --- programs; their arguments are checked where they are traced: once ---
 
 
 def _check_params(params: Any) -> None:
-  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  if not leaves:
+    raise ValueError(f"params must hold at least one array, got {params}")
+  for path, leaf in leaves:
     _checks.check_floating(f"params{jax.tree_util.keystr(path)}", leaf)
 
 
@@ -219,31 +222,48 @@ def _empirical_ntk(
   x1: Any,
   x2: Any,
   method: str,
-  chunk_size: int,
+  chunk_size: int | None,
   trace: bool,
 ) -> jax.Array:
-  of_blocks = _by_jacobians if method == "jacobian" else _by_products
-  fn = functools.partial(of_blocks, apply_fn, params, trace)
-  return _blocks.blocked_gram(fn, x1, x2, chunk_size=chunk_size)
+  x1, x2 = _blocks.check_data(x1, x2)
+  _check_params(params)
+  out = _blocks.check_output(apply_fn, params, x1)
+  if method == "ntvp":
+    fn = functools.partial(_by_products, apply_fn, params, trace)
+    chunk_size = chunk_size or _blocks.num_data(x1)
+    return _blocks.blocked_gram(fn, x1, x2, chunk_size=chunk_size)
+  prepare = functools.partial(_jacobians, apply_fn, params)
+  fn = functools.partial(_contract, out.dtype, trace)
+  if chunk_size is None:
+    nbytes = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    chunk_size = _blocks.largest_chunk(out.shape[1] * nbytes)
+  return _blocks.gram_of(prepare, fn, x1, x2, chunk_size)
 
 
-def _by_jacobians(
-  apply_fn: Apply, params: Any, trace: bool, x1: Any, x2: Any
-) -> jax.Array:
-  """Contracts the derivatives of each example, taken for it alone."""
+def _jacobians(apply_fn: Apply, params: Any, x: Any) -> list[jax.Array]:
+  """(n, O, size) of each leaf, taken for each example alone."""
 
   def of_one(params: Any, x: Any) -> jax.Array:
     return apply_fn(params, jax.tree.map(lambda y: y[None], x))[0]
 
-  jacobians = jax.vmap(jax.jacrev(of_one), in_axes=(None, 0))
-  leaves1 = jax.tree.leaves(jacobians(params, x1))
-  leaves2 = leaves1 if x2 is x1 else jax.tree.leaves(jacobians(params, x2))
-  indices = "iap,jap->ij" if trace else "iap,jbp->iajb"
-  total = sum(
-    _einsum(indices, *(j.reshape(*j.shape[:2], -1) for j in pair))
-    for pair in zip(leaves1, leaves2)
+  leaves = jax.tree.leaves(
+    jax.vmap(jax.jacrev(of_one), in_axes=(None, 0))(params, x)
   )
-  return total / leaves1[0].shape[1] if trace else jnp.asarray(total)
+  return [leaf.reshape(*leaf.shape[:2], -1) for leaf in leaves]
+
+
+def _contract(
+  dtype: Any, trace: bool, jacobian1: list[jax.Array], jacobian2: Any
+) -> jax.Array:
+  n1, num_outputs, _ = jacobian1[0].shape
+  lead = 1 if trace else 2
+  total = sum(
+    _blocks.inner_products(a, b, lead) for a, b in zip(jacobian1, jacobian2)
+  )
+  total = jnp.asarray(total)
+  if trace:
+    return (total / num_outputs).astype(dtype)
+  return total.reshape(n1, num_outputs, -1, num_outputs).astype(dtype)
 
 
 def _by_products(
@@ -281,13 +301,19 @@ def _sketched_ntk(
   x2: Any,
   num_vectors: int,
 ) -> jax.Array:
+  x1, x2 = _blocks.check_data(x1, x2)
+  _check_params(params)
+  out = _blocks.check_output(apply_fn, params, x1)
   leaves, tree = jax.tree.flatten(params)
   both = [x1] if x2 is None else [x1, x2]
 
   def push(rng: jax.Array) -> list[jax.Array]:
     keys = jax.random.split(rng, len(leaves))
+    # Normal draws of 16 bits have a mean that is not 0: it adds up.
     vector = tree.unflatten(
-      jax.random.normal(key, leaf.shape, leaf.dtype)
+      jax.random.normal(key, leaf.shape, accumulator(leaf.dtype)).astype(
+        leaf.dtype
+      )
       for key, leaf in zip(keys, leaves)
     )
     return [
@@ -296,13 +322,23 @@ def _sketched_ntk(
     ]
 
   pushed = lax.map(push, jax.random.split(rng, num_vectors))
-  return _einsum("sia,sjb->iajb", pushed[0], pushed[-1]) / num_vectors
+  kernel = _einsum(
+    "sia,sjb->iajb",
+    pushed[0],
+    pushed[-1],
+    preferred_element_type=accumulator(out.dtype),
+  )
+  return (kernel / num_vectors).astype(out.dtype)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _ntk_vector_product(
   apply_fn: Apply, params: Any, x: Any, v: jax.Array
 ) -> jax.Array:
+  x, _ = _blocks.check_data(x, None, "x")
+  _check_params(params)
+  out = _blocks.check_output(apply_fn, params, x)
+  _checks.check_shape("v", v, out.shape, "(n, O)")
   f = functools.partial(_swap(apply_fn), x)
   _, pull = jax.vjp(f, params)
-  return jax.jvp(f, (params,), pull(v))[1]
+  return jax.jvp(f, (params,), pull(v.astype(out.dtype)))[1]

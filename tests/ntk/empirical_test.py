@@ -139,6 +139,121 @@ def test_places_that_share_weights(d_in, d_out):
   _close(got, _dense(lambda *args: _shared(*args)[0], params, x1, x2))
 
 
+def _twice(params, x, taps=None):
+  """One matrix in two layers: one tap, with an axis of places."""
+  taps = jnp.zeros((1, x.shape[0], 2, x.shape[1])) if taps is None else taps
+  z1 = x @ params + taps[0][:, 0]
+  hidden = jnp.tanh(z1)
+  z2 = hidden @ params + taps[0][:, 1]
+  both = ntk.DenseTap(jnp.stack((x, hidden), 1), jnp.stack((z1, z2), 1))
+  return jnp.sin(z2), (both,)
+
+
+def test_weights_that_are_used_twice():
+  x, params = _inputs(5, 3), _inputs(3, 3, seed=1)
+  got = ntk.structured_ntk(_twice, params, x, chunk_size=2)
+  _close(got, _dense(lambda *args: _twice(*args)[0], params, x, x))
+
+
+def _embedding(params, ids, taps=None):
+  z = params[ids] + (0 if taps is None else taps[0])
+  return jnp.tanh(z.sum(1)), (ntk.DenseTap(ids, z),)
+
+
+def test_rows_of_a_table():
+  ids = np.random.default_rng(0).integers(0, 6, (7, 4))
+  params = _inputs(6, 3)
+  got = ntk.structured_ntk(_embedding, params, ids[:5], ids[5:])
+  want = ntk.empirical_ntk(
+    lambda *args: _embedding(*args)[0], params, ids[:5], ids[5:]
+  )
+  _close(got, want)
+
+
+def test_python_numbers_as_parameters():
+  got = ntk.empirical_ntk(lambda p, x: p * x, 2.0, _inputs(3, 1))
+  _close(got[:, 0, :, 0], np.outer(*[_inputs(3, 1)] * 2))
+
+
+# --- precision and memory ---
+
+
+@pytest.mark.any_x64
+@pytest.mark.parametrize("method", ["jacobian", "structured", "sketched"])
+def test_sums_of_16_bits_are_wide(method):
+  # 4096 ones: bfloat16 alone holds no sum above 256 exactly.
+  x = jnp.ones((2, 4096), jnp.bfloat16)
+  params = jnp.ones((4096, 1), jnp.bfloat16)
+
+  def model(params, x, taps=None):
+    z = x @ params + (0 if taps is None else taps[0])
+    return z, (ntk.DenseTap(x, z),)
+
+  def apply_fn(params, x):
+    return model(params, x)[0]
+
+  if method == "structured":
+    got = ntk.structured_ntk(model, params, x)
+  elif method == "jacobian":
+    got = ntk.empirical_ntk(apply_fn, params, x, chunk_size=1)
+  else:
+    # Sums over directions; one of them alone is rounded to 8 bits.
+    rng = jax.random.key(0)
+    got = ntk.sketched_ntk(rng, apply_fn, params, x, num_vectors=4096)
+  assert got.dtype == jnp.bfloat16
+  tol = 5 * np.sqrt(2 / 4096) if method == "sketched" else 0
+  np.testing.assert_allclose(got.astype("float32"), 4096, rtol=tol)
+
+
+def _held(kernel, *args):
+  """Bytes beside arguments and result."""
+  run = jax.jit(kernel).lower(*args).compile()
+  return run.memory_analysis().temp_size_in_bytes
+
+
+def _float32(*shape):
+  return jnp.asarray(_inputs(*shape), jnp.float32)
+
+
+@pytest.mark.any_x64
+def test_memory_of_blocks():
+  n, chunk, outputs = 64, 4, 2
+  result = 4 * (n * outputs) ** 2
+  x = _float32(n, 8)
+  params = MLP((128, 128, outputs)).init(jax.random.key(0), x)
+  size = sum(leaf.size for leaf in jax.tree.leaves(params))
+  held = _held(
+    lambda p, x: ntk.empirical_ntk(
+      MLP((128, 128, outputs)).apply, p, x, chunk_size=chunk
+    ),
+    params,
+    x,
+  )
+  assert held < result + x.nbytes + 2.5 * 4 * chunk * outputs * size
+  # By gradients: 20^2 * 160 > 64 * 96.
+  x, params = _float32(n, 20, 64), _float32(64, 96)
+  held = _held(
+    lambda p, x: ntk.structured_ntk(_shared, p, x, chunk_size=chunk), params, x
+  )
+  size = 64 * 96 + 20 * (64 + 96)
+  assert held < result + x.nbytes + 2.5 * 4 * chunk * outputs * size
+
+
+def _many(params, x, taps=None):
+  z = x @ params + (0 if taps is None else taps[0])
+  return jnp.sin(z.sum(1))[:, :8], (ntk.DenseTap(x, z),)
+
+
+@pytest.mark.any_x64
+def test_memory_of_places():
+  # By places, 8^2 * 256 = 128^2: pairs of outputs at all places are 8 results.
+  n, outputs = 64, 8
+  x, params = _float32(n, 8, 128), _float32(128, 128)
+  held = _held(functools.partial(ntk.structured_ntk, _many), params, x)
+  result, size = 4 * (n * outputs) ** 2, 8 * 128
+  assert held < 2 * result + 1.5 * (x.nbytes + 4 * n * outputs * size)
+
+
 def test_pytrees_of_data():
   def apply_fn(params, batch):
     return (batch["x"] * batch["scale"][:, None]) @ params
@@ -218,6 +333,19 @@ def test_blocks_on_and_above_the_diagonal_are_mirrored():
   np.testing.assert_allclose(rectangle, got[:, :3])
 
 
+def test_blocks_are_few_and_equal():
+  sizes = set()
+
+  def fn(a, b):
+    sizes.update((len(a), len(b)))
+    return a[:, None] * b[None]
+
+  x = jnp.arange(41.0)
+  got = ntk.blocked_gram(fn, x, chunk_size=40)
+  assert sizes == {21}
+  np.testing.assert_array_equal(got, np.outer(x, x))
+
+
 # --- conventions and refusals ---
 
 
@@ -248,7 +376,8 @@ def test_refused():
   for call, message in (
     (
       lambda: model(x1, method="foo"),
-      "method must be one of 'jacobian', 'ntvp', got 'foo'",
+      "method must be one of 'jacobian', 'ntvp', got 'foo'; structured_ntk and "
+      "sketched_ntk are functions of their own",
     ),
     (
       lambda: model(x1, x2[:, :7]),
@@ -268,6 +397,14 @@ def test_refused():
     (
       lambda: ntk.empirical_ntk(lambda p, x: x @ p["w"], {"w": 1}, x1),
       "params['w'] must have a floating dtype, got int",
+    ),
+    (
+      lambda: ntk.empirical_ntk(lambda p, x: x, {}, x1),
+      "params must hold at least one array, got {}",
+    ),
+    (
+      lambda: ntk.structured_ntk(lambda p, x, taps: x, params, x1),
+      "-> (y, tuple of DenseTap), got one whose taps have no default",
     ),
     (
       lambda: ntk.structured_ntk(_TAPS, params, x1, chunk_size=-1),
