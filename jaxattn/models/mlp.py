@@ -40,7 +40,7 @@ class MLP(nn.Module):
     widths: sizes of the layers; the last is the number of outputs.
     activation: ``"relu"``, ``"gelu"`` or ``"tanh"``, between layers.
     parametrization: ``"ntk"`` or ``"standard"``, see the module. With ``"ntk"``
-      and ``"relu"`` the kernel of infinite width is
+      and ``"relu"``, without biases, the kernel of infinite width is
       :func:`jaxattn.ntk.mlp_ntk`.
     use_bias: whether layers have a bias.
 

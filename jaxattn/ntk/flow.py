@@ -68,8 +68,8 @@ def kernel_factor(kernel: jax.Array) -> KernelFactor:
 
   Raises:
     ValueError: if the shape or dtype does not fit, or a concrete kernel is not
-      symmetric or not positive semidefinite; :func:`descent_recursion` takes
-      any.
+      finite, not symmetric or not positive semidefinite;
+      :func:`descent_recursion` takes any that is finite.
 
   Cost:
     O(n^3), or O((n O)^3) of an (n, O, n, O) kernel; beyond some 3000 rows
@@ -88,14 +88,7 @@ def kernel_factor(kernel: jax.Array) -> KernelFactor:
   """
   kernel = jnp.asarray(kernel)
   _blocks.check_kernel(kernel)
-  factor = _factor(kernel)
-  if _checks.is_concrete(factor.eigenvalues):
-    if np.isnan(factor.eigenvalues).any() and np.isfinite(kernel).all():
-      raise ValueError(
-        "kernel must be symmetric and positive semidefinite up to rounding, "
-        "got one that is not; descent_recursion takes any"
-      )
-  return factor
+  return _checked_factor(kernel)
 
 
 def flow_train(
@@ -342,19 +335,21 @@ def linearized_loss(
   Rates above :math:`2 / \lambda_{\max}` diverge, which the formula shows.
 
   Args:
-    kernel: (n, O, n, O) of n data with O outputs, or (n, n); symmetric up to
-      rounding. In units of the model that is trained: m times the kernel of f
-      if :math:`\sqrt m f` is.
+    kernel: (n, O, n, O) of n data with O outputs, or (n, n); as
+      :func:`kernel_factor` wants it. In units of the model that is trained: m
+      times the kernel of f if :math:`\sqrt m f` is.
     residual: (n, O) or (n,), targets minus outputs at the start.
     learning_rate: step size on the loss, a half of the sum of squares.
     num_steps: steps to predict.
 
   Returns:
-    (num_steps + 1,) losses after 0, 1, ... steps.
+    (num_steps + 1,) losses after 0, 1, ... steps; NaN under ``jit`` for kernels
+      that are refused outside of it.
 
   Raises:
-    ValueError: if shapes or dtypes do not fit, the learning rate is not a
-      positive number, or ``num_steps`` is negative.
+    ValueError: if shapes or dtypes do not fit, :func:`kernel_factor` refuses
+      the kernel, the learning rate is not a positive number, or ``num_steps``
+      is negative.
 
   Cost:
     O((n O)^3) for eigenvalues, then O(n O) a step.
@@ -374,10 +369,24 @@ def linearized_loss(
   _checks.check_shape("kernel", kernel, residual.shape * 2, "residual twice")
   _check_rate(learning_rate)
   _checks.check_integer("num_steps", num_steps, 0, None)
-  return _linearized_loss(kernel, residual, learning_rate, num_steps)
+  factor = _checked_factor(kernel)
+  return _linearized_loss(factor, residual, learning_rate, num_steps)
 
 
 # --- checks ---
+
+
+def _checked_factor(kernel: jax.Array) -> KernelFactor:
+  factor = _factor(kernel)
+  values = factor.eigenvalues
+  if _checks.is_concrete(values) and np.isnan(values).any():
+    if not np.isfinite(np.asarray(kernel)).all():
+      raise ValueError("kernel must be finite, got one that is not")
+    raise ValueError(
+      "kernel must be symmetric and positive semidefinite up to rounding, got "
+      "one that is not; descent_recursion takes any"
+    )
+  return factor
 
 
 def _check_residual(factor: KernelFactor, residual: jax.Array) -> jax.Array:
@@ -440,7 +449,9 @@ def _check_descent(
 @jax.jit
 def _factor(kernel: jax.Array) -> KernelFactor:
   half = kernel.shape[: kernel.ndim // 2]
-  values, vectors, matrix = _decompose(kernel)
+  size = math.prod(half)
+  matrix = kernel.reshape(size, size).astype(accumulator(kernel.dtype))
+  values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2)
   tolerance = max(1e-5, 4 * float(jnp.finfo(kernel.dtype).eps))
   asymmetry = jnp.abs(matrix - matrix.T).max()
   fits = (values[0] >= -tolerance * values[-1]) & (
@@ -448,13 +459,6 @@ def _factor(kernel: jax.Array) -> KernelFactor:
   )
   values = jnp.where(fits, jnp.maximum(values, 0), jnp.nan)
   return KernelFactor(values, vectors.reshape(*half, -1))
-
-
-def _decompose(kernel: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Eigenvalues and vectors of the symmetric part, and the matrix itself."""
-  size = math.prod(kernel.shape[: kernel.ndim // 2])
-  matrix = kernel.reshape(size, size).astype(accumulator(kernel.dtype))
-  return *jnp.linalg.eigh((matrix + matrix.T) / 2), matrix
 
 
 def _outer(times: jax.Array, factor: KernelFactor) -> jax.Array:
@@ -546,18 +550,18 @@ def _descent_recursion(
 
 @functools.partial(jax.jit, static_argnums=3)
 def _linearized_loss(
-  kernel: jax.Array,
+  factor: KernelFactor,
   residual: jax.Array,
   learning_rate: jax.Array,
   num_steps: int,
 ) -> jax.Array:
-  eigenvalues, vectors, _ = _decompose(kernel)
-  dtype = eigenvalues.dtype
+  eigenvalues, dtype = factor.eigenvalues, factor.eigenvalues.dtype
+  vectors = factor.eigenvectors.reshape(-1, eigenvalues.size)
   squares = jnp.square(_matmul(residual.reshape(-1).astype(dtype), vectors))
-  factor = jnp.square(1 - jnp.asarray(learning_rate, dtype) * eigenvalues)
+  gain = jnp.square(1 - jnp.asarray(learning_rate, dtype) * eigenvalues)
 
   def step(squares: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-    return squares * factor, squares.sum() / 2
+    return squares * gain, squares.sum() / 2
 
   _, losses = lax.scan(step, squares, None, length=num_steps + 1)
   return losses

@@ -54,8 +54,8 @@ def relu_covariance(
     both of the common shape.
 
   Raises:
-    ValueError: if shapes do not broadcast, or dtypes differ or are not
-      floating.
+    ValueError: if shapes do not broadcast, dtypes differ or are not floating,
+      or a concrete variance is negative.
 
   Cost:
     O(1) an entry.
@@ -74,6 +74,8 @@ def relu_covariance(
   """
   cov, var1, var2 = map(jnp.asarray, (cov, var1, var2))
   _checks.check_one_dtype(cov=cov, var1=var1, var2=var2)
+  _checks.check_nonnegative("var1", var1)
+  _checks.check_nonnegative("var2", var2)
   try:
     shape = jnp.broadcast_shapes(cov.shape, var1.shape, var2.shape)
   except ValueError:
@@ -207,9 +209,10 @@ def _angle(
   Both `where` of each pair are needed: the first alone leaves a NaN in the
   derivative, 0 times infinity.
   """
-  product = var1 * var2
-  positive = product > 0
-  size = jnp.where(positive, jnp.sqrt(jnp.where(positive, product, 1)), 0)
+  positive = (var1 > 0) & (var2 > 0)
+  # The product of variances would leave the range of float32 at 1e19.
+  root1, root2 = (jnp.sqrt(jnp.where(positive, v, 1)) for v in (var1, var2))
+  size = jnp.where(positive, root1 * root2, 0)
   rho = jnp.where(positive, cov / jnp.where(positive, size, 1), 0)
   rho = jnp.clip(rho, -1, 1)
   square = (1 - rho) * (1 + rho)
@@ -221,8 +224,8 @@ def _angle(
 @jax.custom_jvp
 def _covariance(cov: jax.Array, var1: jax.Array, var2: jax.Array) -> jax.Array:
   angle, sine, size = _angle(cov, var1, var2)
-  # Exactly `size` where the angle is 0: variances then stay equal to the
-  # diagonal of covariances, layer after layer.
+  # `size` where the angle is 0, whatever `cov` is: the diagonal of covariances
+  # follows the variances, layer after layer.
   return size * (jnp.cos(angle) * (1 - angle / jnp.pi) + sine / jnp.pi)
 
 

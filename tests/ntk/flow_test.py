@@ -1,5 +1,6 @@
 """Predictions of a fixed kernel: against training of linear models."""
 
+import functools
 import re
 
 import jax
@@ -213,27 +214,72 @@ def test_long_times_interpolate_and_missing_directions_stay():
   np.testing.assert_allclose(moved, [[0.0], [15.0]])
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.0])
-def test_linear_model_follows_the_prediction_at_every_width(scale):
-  # f = scale * features theta, trained on a half of the SUM of squares; the
-  # kernel is scale^2 larger, and c / lambda_max gives the same outputs.
-  for width in (3, 12, 40):
-    features, y = _linear_model(num_params=width)
-    f = features * scale
-    kernel = np.einsum("iap,jbp->iajb", f, f)
+def _trained(f, y, theta, rate, num_steps, momentum=0.0):
+  """Outputs after descent on a half of the SUM of squares, by autodiff."""
+
+  def loss(theta):
+    return jnp.square(f(theta) - y).sum() / 2
+
+  def step(_, state):
+    theta, last = state
+    push = momentum * (theta - last) - rate * jax.grad(loss)(theta)
+    return theta + push, theta
+
+  return f(jax.lax.fori_loop(0, num_steps, step, (theta, theta))[0])
+
+
+def _model(scale, theta, features):
+  return scale * jnp.einsum("iap,p->ia", features, theta)
+
+
+@pytest.mark.parametrize("width", [3, 12, 40])
+def test_linear_model_follows_the_prediction_at_every_width(width):
+  features, y = _linear_model(num_params=width)
+  theta = np.random.default_rng(4).standard_normal(width)
+  moved = []
+  for scale in (1.0, 2.0):
+    apply_fn = functools.partial(_model, scale)
+    kernel = ntk.empirical_ntk(apply_fn, theta / scale, features)
     factor = ntk.kernel_factor(kernel)
-    rate = float(0.9 / factor.eigenvalues[-1])
-    theta = np.random.default_rng(4).standard_normal(width) / scale
-    start = f @ theta
-    for _ in range(50):
-      theta = theta - rate * np.einsum("ia,iap->p", f @ theta - y, f)
-    got = start + ntk.descent_train(factor, y - start, rate, 50)
-    np.testing.assert_allclose(got, f @ theta, rtol=0, atol=1e-10)
-    base = np.einsum("iap,jbp->iajb", features, features)
-    np.testing.assert_allclose(kernel, scale**2 * base, rtol=1e-12)
-    unit = ntk.kernel_factor(base)
-    same = ntk.descent_train(unit, y - start, 0.9 / unit.eigenvalues[-1], 50)
-    np.testing.assert_allclose(got, start + same, rtol=0, atol=1e-10)
+    rate = 0.9 / factor.eigenvalues[-1]
+    want = _trained(
+      lambda theta, f=apply_fn: f(theta, features), y, theta / scale, rate, 50
+    )
+    start = apply_fn(theta / scale, features)
+    moved.append(ntk.descent_train(factor, y - start, rate, 50))
+    np.testing.assert_allclose(start + moved[-1], want, rtol=0, atol=1e-10)
+  # A scale of 2 makes the kernel 4 times as large; c / lambda_max undoes it.
+  np.testing.assert_allclose(*moved, rtol=0, atol=1e-10)
+
+
+def test_heavy_ball_by_modes():
+  # Each mode repeats e_{t+1} = (1 + b - rate lambda) e_t - b e_{t-1}: powers of
+  # a 2 by 2 matrix, here by its eigenvalues.
+  features, y = _linear_model(num_params=12)
+  kernel = ntk.empirical_ntk(
+    functools.partial(_model, 1.0), np.zeros(12), features
+  )
+  factor = ntk.kernel_factor(kernel)
+  rate, momentum, num_steps = 1.5 / factor.eigenvalues[-1], 0.6, 60
+  vectors = factor.eigenvectors.reshape(10, 10)
+  gains = []
+  for value in np.asarray(factor.eigenvalues):
+    roots = np.roots([1, rate * value - 1 - momentum, momentum]) + 0j
+    # e_{-1} = e_0 = 1: weights of the two powers.
+    weights = np.linalg.solve(np.stack([np.ones(2), 1 / roots]), np.ones(2))
+    gains.append((weights * roots**num_steps).sum().real)
+  want = y - (vectors @ (np.array(gains) * (vectors.T @ y.ravel()))).reshape(
+    y.shape
+  )
+  got = _trained(
+    lambda theta: _model(1.0, theta, features),
+    y,
+    jnp.zeros(12),
+    rate,
+    num_steps,
+    momentum,
+  )
+  np.testing.assert_allclose(got, want, rtol=0, atol=1e-10)
 
 
 def test_recursion_takes_kernels_that_are_not_symmetric():
@@ -254,7 +300,12 @@ def test_rounding_of_the_kernel_is_taken_off_and_more_is_refused():
   for bad in (np.diag([1.0, -0.1]), np.array([[1.0, 0.5], [0.0, 1.0]])):
     with pytest.raises(ValueError, match=message):
       ntk.kernel_factor(bad)
+    with pytest.raises(ValueError, match=message):
+      linearized_loss(bad, np.ones(2), 0.1, 1)
     assert jnp.isnan(jax.jit(ntk.kernel_factor)(bad).eigenvalues).all()
+  for bad in (np.nan, np.inf):
+    with pytest.raises(ValueError, match="kernel must be finite, got one that"):
+      ntk.kernel_factor(np.diag([1.0, bad]))
 
 
 def test_predictions_under_jit_vmap_and_compiled_once():

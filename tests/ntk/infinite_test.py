@@ -117,6 +117,80 @@ def test_two_layers_by_hand():
   np.testing.assert_allclose(only[0], sigma / 2, rtol=0, atol=1e-7)
 
 
+# Upper triangles of (nngp, ntk) of neural-tangents 0.6.5 (stax, float64, JAX
+# 0.4.35): Dense(W_std=1), Relu, (Dense(W_std=sqrt 2), Relu) for each further
+# hidden layer, Dense(W_std=sqrt 2), no biases.
+_STAX = {
+  1: (
+    [
+      *(0.147800318201, 0.111601419996, 0.063373520102, 0.091464207300),
+      *(0.142898898552, 0.036489092992, 0.136741736790),
+      *(1.030873916846, 0.006235097067, 0.663823463868),
+    ],
+    [
+      *(0.295600636401, 0.191278785900, 0.010436764516, 0.083366994728),
+      *(0.285797797104, -0.029628260336, 0.178164512428),
+      *(2.061747833692, -0.094072991408, 1.327646927736),
+    ],
+  ),
+  3: (
+    [
+      *(0.147800318201, 0.120421812067, 0.213305443114, 0.186186371885),
+      *(0.142898898552, 0.200991635375, 0.202695958746),
+      *(1.030873916846, 0.410318537243, 0.663823463868),
+    ],
+    [
+      *(0.591201272803, 0.331793686737, 0.316578708040, 0.317428479364),
+      *(0.571595594209, 0.278614202775, 0.404910944131),
+      *(4.123495667383, 0.542787552441, 2.655293855473),
+    ],
+  ),
+}
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_equals_neural_tangents(depth):
+  x = np.random.default_rng(0).standard_normal((4, 3))
+  for got, want in zip(mlp_ntk(x, depth=depth), _STAX[depth]):
+    np.testing.assert_allclose(
+      got[np.triu_indices(4)], want, rtol=1e-9, atol=1e-11
+    )
+
+
+@pytest.mark.parametrize("trainable", ["all", "hidden"])
+def test_recursion_by_hand(trainable):
+  x = np.random.default_rng(5).standard_normal((4, 3))
+  c, depth = 1.5, 3
+  cov = x @ x.T / 3
+  ntk = cov.copy()
+  for layer in range(depth):
+    std = np.sqrt(np.diag(cov))
+    size = np.outer(std, std)
+    rho = cov / size
+    np.fill_diagonal(rho, 1)
+    angle = np.arctan2(np.sqrt(np.maximum(1 - rho**2, 0)), rho)
+    ntk = c / 2 * (1 - angle / np.pi) * ntk
+    cov = c / 2 * size * (rho * (np.pi - angle) + np.sin(angle)) / np.pi
+    if layer < depth - 1 or trainable == "all":
+      ntk = ntk + cov
+  got = mlp_ntk(x, depth=depth, weight_scale=c, trainable=trainable)
+  np.testing.assert_allclose(got[0], cov, rtol=0, atol=1e-10)
+  np.testing.assert_allclose(got[1], ntk, rtol=0, atol=1e-10)
+
+
+@pytest.mark.any_x64
+@pytest.mark.parametrize("size", [1e20, 1e-23])
+def test_variances_whose_product_is_out_of_range(size):
+  size = np.float32(size)
+  one = np.ones((), np.float32)
+  want, want_dot = relu_covariance(one / 2, one, one)
+  got, dot = relu_covariance(size / 2, size, size)
+  np.testing.assert_allclose(got / size, want, rtol=1e-6)
+  np.testing.assert_allclose(dot, want_dot, rtol=1e-6)
+  grad = jax.grad(lambda s: relu_covariance(s / 2, s, s)[0])(size)
+  np.testing.assert_allclose(grad, want, rtol=1e-5)
+
+
 @pytest.mark.any_x64
 def test_rectangle_is_a_block_and_depth_0_is_linear():
   x = np.random.default_rng(1).standard_normal((6, 4)).astype("float32")
@@ -158,6 +232,10 @@ def test_compiles_once():
     (
       lambda: relu_covariance(*map(jnp.int32, (1, 1, 1))),
       "cov must have a floating dtype, got int32",
+    ),
+    (
+      lambda: relu_covariance(*map(jnp.float32, (0.1, 1, -1))),
+      "var2 must be non-negative, got -1.0",
     ),
     (
       lambda: mlp_ntk(jnp.ones(3), depth=1),
