@@ -210,9 +210,16 @@ def _angle(
   derivative, 0 times infinity.
   """
   positive = (var1 > 0) & (var2 > 0)
-  # The product of variances would leave the range of float32 at 1e19.
+  # The root of the product is exact where variances are equal, but products
+  # leave the range of float32 at 1e19.
+  product = var1 * var2
+  in_range = (product >= jnp.finfo(product.dtype).tiny) & (product < jnp.inf)
   root1, root2 = (jnp.sqrt(jnp.where(positive, v, 1)) for v in (var1, var2))
-  size = jnp.where(positive, root1 * root2, 0)
+  size = jnp.where(
+    in_range,
+    jnp.sqrt(jnp.where(in_range, product, 1)),
+    jnp.where(positive, root1 * root2, 0),
+  )
   rho = jnp.where(positive, cov / jnp.where(positive, size, 1), 0)
   rho = jnp.clip(rho, -1, 1)
   square = (1 - rho) * (1 + rho)
@@ -224,8 +231,8 @@ def _angle(
 @jax.custom_jvp
 def _covariance(cov: jax.Array, var1: jax.Array, var2: jax.Array) -> jax.Array:
   angle, sine, size = _angle(cov, var1, var2)
-  # `size` where the angle is 0, whatever `cov` is: the diagonal of covariances
-  # follows the variances, layer after layer.
+  # Exactly `size` where the angle is 0: variances then stay equal to the
+  # diagonal of covariances, layer after layer.
   return size * (jnp.cos(angle) * (1 - angle / jnp.pi) + sine / jnp.pi)
 
 
