@@ -494,7 +494,7 @@ def _draw_law(
     band = total * np.exp(-half), total * np.exp(half)
     ax.fill_between(grid, *band, color=harness.PALETTE[0], alpha=0.15)
   p = fit.lack_of_fit
-  verdict = ", not a power law" if p < 0.01 else ""
+  verdict = ", not a power law" if fit.is_power_law is False else ""
   ax.set(
     title=f"L({label[0]}): p = {p:.2g}{verdict}",
     xlabel=label,

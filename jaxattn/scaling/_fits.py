@@ -10,6 +10,10 @@ from scipy import optimize, special
 CONFIDENCE = 0.95
 # Exponents that a search starts from.
 _EXPONENTS = np.geomspace(0.02, 2.0, 100)
+# Below this p-value of the test of fit a law is none.
+SIGNIFICANCE = 0.01
+# Errors of log L that are rounding, where there is no scatter.
+_EXACT = 1e-6
 # Share of the sum at which a search for a term begins that seems to be none.
 _NONE = 1e-3
 
@@ -44,8 +48,13 @@ def joint(
 # --- fits ---
 
 
-def with_limit(log_x: np.ndarray, means: np.ndarray) -> np.ndarray | None:
-  """(log limit, log scale, exponent), None where no limit helps."""
+def with_limit(
+  log_x: np.ndarray, means: np.ndarray
+) -> tuple[np.ndarray, bool] | None:
+  """(log limit, log scale, exponent), and whether the search came to an end.
+
+  None where no limit helps.
+  """
   columns = np.exp(-means), np.exp(-np.outer(_EXPONENTS, log_x) - means)
   limit, scale, error = _two_nonnegative(*columns)
   error = np.where((limit > 0) & (scale > 0), error, np.inf)
@@ -54,6 +63,11 @@ def with_limit(log_x: np.ndarray, means: np.ndarray) -> np.ndarray | None:
     return None
   start = np.array([np.log(limit[best]), np.log(scale[best]), _EXPONENTS[best]])
   return polish(lambda p: power_law(p, log_x), start, means)
+
+
+def is_law(lack_of_fit: float) -> bool | None:
+  """None where there is nothing to test."""
+  return None if np.isnan(lack_of_fit) else lack_of_fit >= SIGNIFICANCE
 
 
 def line(log_x: np.ndarray, means: np.ndarray) -> tuple[float, float]:
@@ -112,10 +126,14 @@ def polish(
   model: Callable[[np.ndarray], tuple[np.ndarray, ...]],
   start: np.ndarray,
   means: np.ndarray,
-) -> np.ndarray:
+) -> tuple[np.ndarray, bool]:
+  """The least squares, and whether the search came to an end.
+
+  It does not where a parameter runs off to where it does not matter.
+  """
   # SciPy's annotations know of names of methods only.
   jacobian: Any = lambda p: model(p)[1]  # noqa: E731
-  return optimize.least_squares(
+  found = optimize.least_squares(
     lambda p: model(p)[0] - means,
     start,
     jacobian,
@@ -123,7 +141,8 @@ def polish(
     xtol=1e-15,
     ftol=1e-15,
     gtol=1e-15,
-  ).x
+  )
+  return found.x, bool(found.success)
 
 
 # --- statistics ---
@@ -140,12 +159,14 @@ class Noise(NamedTuple):
   def of(cls, logs: np.ndarray) -> "Noise":
     s, w = logs.shape
     degrees = (s - 1) * w
-    return cls(float(((logs - logs.mean(0)) ** 2).sum() / degrees), s, degrees)
+    # Rounding of means is no scatter.
+    centered = logs - logs.mean(0) if np.ptp(logs, 0).any() else 0 * logs
+    return cls(float((centered**2).sum() / degrees), s, degrees)
 
-  def covariance(self, jacobian: np.ndarray) -> np.ndarray:
+  def covariance(self, jacobian: np.ndarray, ended: bool) -> np.ndarray:
     """Of the parameters; infinite where the data do not determine them."""
     gram = jacobian.T @ jacobian
-    if np.linalg.cond(gram) > 1e14:
+    if not ended or np.linalg.cond(gram) > 1e14:
       return np.full(gram.shape, np.inf)
     return self.variance / self.num_seeds * np.linalg.inv(gram)
 
@@ -156,8 +177,10 @@ class Noise(NamedTuple):
 
   def lack_of_fit(self, residual: np.ndarray, num_parameters: int) -> float:
     degrees = residual.size - num_parameters
-    if degrees == 0 or self.variance == 0:
+    if degrees == 0:
       return float("nan")
+    if self.variance == 0:
+      return 0.0 if np.abs(residual).max() > _EXACT else float("nan")
     between = self.num_seeds * (residual @ residual) / degrees
     ratio = between / self.variance
     return float(special.fdtrc(degrees, self.degrees, ratio))

@@ -101,10 +101,12 @@ class PowerLaw(NamedTuple):
     exponent_interval: (low, high), the 95 % t-interval of the exponent from the
       scatter of seeds.
     lack_of_fit: p-value of the F test of residuals of means against that
-      scatter; below 0.01 it is not a power law. NaN where there is nothing to
-      test: as many sizes as parameters, or no scatter at all.
+      scatter; below 0.01 it is not a power law. Without any scatter 0 where the
+      law is off. NaN where there is nothing to test: as many sizes as
+      parameters, or a law that is met exactly.
     covariance: (3, 3) of (log limit, log scale, exponent); zeros for a limit
-      that the fit does not have.
+      that the fit does not have, infinite where the data do not determine the
+      others or the search for them does not come to an end.
     degrees: degrees of freedom of the scatter, (seeds - 1) sizes.
   """
 
@@ -115,6 +117,11 @@ class PowerLaw(NamedTuple):
   lack_of_fit: float
   covariance: np.ndarray
   degrees: int
+
+  @property
+  def is_power_law(self) -> bool | None:
+    """Whether the test of fit passes; None where there is nothing to test."""
+    return _fits.is_law(self.lack_of_fit)
 
 
 class JointPowerLaw(NamedTuple):
@@ -137,6 +144,11 @@ class JointPowerLaw(NamedTuple):
   n_interval: tuple[float, float]
   d_interval: tuple[float, float]
   lack_of_fit: float
+
+  @property
+  def is_power_law(self) -> bool | None:
+    """Whether the test of fit passes; None where there is nothing to test."""
+    return _fits.is_law(self.lack_of_fit)
 
 
 def fit_power_law(
@@ -190,27 +202,31 @@ def fit_power_law(
   # Sizes around 1 keep scale and exponent apart.
   unit = np.exp(np.log(sizes).mean())
   log_x, means = np.log(sizes / unit), logs.mean(0)
-  found = _fits.with_limit(log_x, means) if irreducible else None
-  if found is None or np.exp(found[0]) < _NEGLIGIBLE * np.exp(means.min()):
-    found = np.array([-np.inf, *_fits.line(log_x, means)])
+  with_limit = _fits.with_limit(log_x, means) if irreducible else None
+  least = np.log(_NEGLIGIBLE) + means.min()
+  if with_limit is None or with_limit[0][0] < least:
+    with_limit = np.array([-np.inf, *_fits.line(log_x, means)]), True
+  found, ended = with_limit
   values, jacobian = _fits.power_law(found, log_x)
   has_limit = np.isfinite(found[0])
   jacobian = jacobian[:, 0 if has_limit else 1 :]
   noise = _fits.Noise.of(logs)
-  covariance = np.zeros((3, 3))
-  covariance[-jacobian.shape[1] :, -jacobian.shape[1] :] = noise.covariance(
-    jacobian
-  )
+  inner = noise.covariance(jacobian, ended)
   # log A = log of the scale at unit size + alpha log unit.
-  shift = np.eye(3)
-  shift[1, 2] = np.log(unit)
+  shift = np.eye(3)[:, 0 if has_limit else 1 :]
+  shift[1, -1] = np.log(unit)
+  covariance = np.zeros((3, 3))
+  if np.isfinite(inner).all():
+    covariance = shift @ inner @ shift.T
+  else:
+    covariance[0 if has_limit else 1 :, 0 if has_limit else 1 :] = np.inf
   return PowerLaw(
     limit=float(np.exp(found[0])),
     scale=float(np.exp(found[1] + found[2] * np.log(unit))),
     exponent=float(found[2]),
     exponent_interval=noise.interval(found[2], covariance[2, 2]),
     lack_of_fit=noise.lack_of_fit(means - values, jacobian.shape[1]),
-    covariance=shift @ covariance @ shift.T,
+    covariance=covariance,
     degrees=noise.degrees,
   )
 
@@ -263,9 +279,11 @@ def fit_joint_power_law(
   logs = _fits.log_losses(losses, "point", np.arange(log_n.size))
   means, noise = logs.mean(0), _fits.Noise.of(logs)
   start = _fits.joint_start(log_n, log_d, means)
-  found = _fits.polish(lambda p: _fits.joint(p, log_n, log_d), start, means)
+  found, ended = _fits.polish(
+    lambda p: _fits.joint(p, log_n, log_d), start, means
+  )
   values, jacobian = _fits.joint(found, log_n, log_d)
-  covariance = noise.covariance(jacobian)
+  covariance = noise.covariance(jacobian, ended)
   with np.errstate(over="ignore"):
     n_scale, d_scale = np.exp(found[:2])
   return JointPowerLaw(

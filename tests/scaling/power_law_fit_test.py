@@ -29,8 +29,16 @@ def test_exact_laws_are_recovered(law):
   fit = fit_power_law(_SIZES, np.tile(_law(*law), (2, 1)))
   np.testing.assert_allclose(fit[:3], law, rtol=1e-6, atol=1e-12)
   np.testing.assert_allclose(fit.exponent_interval, 2 * law[2:], rtol=1e-6)
-  # No scatter, nothing to test against.
+  # No scatter, and no error either: nothing to test.
   assert math.isnan(fit.lack_of_fit)
+  assert fit.is_power_law is None
+
+
+def test_without_scatter_any_error_is_too_much():
+  losses = np.tile(np.exp(-_SIZES / 500), (3, 1))
+  fit = fit_power_law(_SIZES, losses)
+  assert fit.lack_of_fit == 0
+  assert fit.is_power_law is False
 
 
 @pytest.mark.parametrize("num_seeds", [3, 8])
@@ -54,6 +62,7 @@ def test_an_exponential_is_no_power_law():
   for irreducible in (True, False):
     fit = fit_power_law(_SIZES, _noisy(rng, losses, 4), irreducible=irreducible)
     assert fit.lack_of_fit < 0.01
+    assert fit.is_power_law is False
 
 
 def test_without_a_limit_it_is_the_line_and_misses_a_floor():
@@ -87,12 +96,22 @@ def test_agrees_with_curve_fit():
   np.testing.assert_allclose(got, want, rtol=1e-5)
   np.testing.assert_allclose(fit.covariance, covariance, rtol=1e-3)
   assert fit.degrees == 32
+  assert fit.is_power_law is True
 
 
 def test_flat_losses_do_not_determine_an_exponent():
   rng = np.random.default_rng(4)
-  fit = fit_power_law(_SIZES, _noisy(rng, np.ones(8), 4))
-  assert fit.exponent_interval[0] < 0 < fit.exponent_interval[1]
+  undetermined = 0
+  for _ in range(20):
+    fit = fit_power_law(_SIZES, _noisy(rng, np.ones(8), 4))
+    assert fit.exponent_interval[0] < 0 < fit.exponent_interval[1]
+    # Either a covariance, or infinities where there is a parameter: no NaN.
+    assert not np.isnan(fit.covariance).any()
+    undetermined += math.isinf(fit.exponent_interval[1])
+    kept = slice(0 if fit.limit else 1, 3)
+    same = np.isinf(fit.covariance[kept, kept])
+    assert (same == math.isinf(fit.exponent_interval[1])).all()
+  assert 0 < undetermined < 20
 
 
 # --- size and data ---
@@ -126,7 +145,7 @@ def test_joint_intervals_cover():
   for name, want in (("n_interval", 0.4), ("d_interval", 0.25)):
     low, high = np.array([getattr(f, name) for f in fits]).T
     assert 0.9 <= np.mean((low <= want) & (want <= high)) <= 0.99
-  assert np.mean([f.lack_of_fit < 0.01 for f in fits]) < 0.04
+  assert np.mean([not f.is_power_law for f in fits]) < 0.04
   wrong = _noisy(rng, _joint(*_JOINT) * (1 + 0.5 * (_N > 60) * (_D > 5)), 3)
   assert fit_joint_power_law(_N, _D, wrong).lack_of_fit < 0.01
 
