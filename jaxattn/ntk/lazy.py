@@ -56,7 +56,8 @@ def lazy_metrics(
     params0: parameters at the start, a pytree; the first axis of each array
       counts neurons (transpose what counts them elsewhere).
     params1: the same at the end.
-    kernel_limit: that of infinite width, like ``kernel0``.
+    kernel_limit: that of infinite width, like ``kernel0``; or (n, n), the same
+      for each output, beside kernels (n, O, n, O).
     outputs: outputs at the end, on any data.
     outputs_predicted: what they should be, of the same shape: outputs at the
       start plus what :func:`jaxattn.ntk.descent_test` says.
@@ -88,10 +89,7 @@ def lazy_metrics(
   moves = jnp.concatenate(jax.tree.leaves(_moves(params0, params1)))
   limit_gap = fn_gap = alignment = None
   if kernel_limit is not None:
-    _checks.check_shape(
-      "kernel_limit", kernel_limit, kernel0.shape, "kernel0's"
-    )
-    limit_gap = _distance(kernel0, jnp.asarray(kernel_limit))
+    limit_gap = _distance(kernel0, _check_limit(kernel_limit, kernel0.shape))
   if (outputs is None) != (outputs_predicted is None):
     raise ValueError("outputs and outputs_predicted must come together")
   if outputs is not None:
@@ -111,6 +109,18 @@ def lazy_metrics(
     fn_gap=fn_gap,
     alignment=alignment,
   )
+
+
+def _check_limit(limit: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """The limit, of a kernel's shape."""
+  limit = jnp.asarray(limit)
+  if limit.ndim < len(shape):
+    n, num_outputs = shape[:2]
+    _checks.check_shape("kernel_limit", limit, (n, n), "(n, n)")
+    same = jnp.eye(num_outputs, dtype=limit.dtype)
+    return limit[:, None, :, None] * same[None, :, None]
+  _checks.check_shape("kernel_limit", limit, shape, "kernel0's")
+  return limit
 
 
 def _moves(params0: Any, params1: Any) -> Any:

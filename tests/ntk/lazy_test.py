@@ -58,6 +58,20 @@ def test_alignment_of_outputs_that_do_not_mix():
   np.testing.assert_allclose(own.alignment, 1, rtol=1e-12)
 
 
+@pytest.mark.any_x64
+def test_limit_of_one_output_stands_for_each():
+  k0, limit = (_kernel(seed=i).astype("float32") for i in range(2))
+  w, limit = np.ones((2, 1), "float32"), limit[:, 0, :, 0]
+  whole = np.einsum("ij,ab->iajb", limit, np.eye(2, dtype="float32"))
+  gaps = [
+    lazy_metrics(k0, k0, w, w, kernel_limit=k).kernel_limit_gap
+    for k in (limit, whole)
+  ]
+  assert gaps[0].dtype == jnp.float32
+  np.testing.assert_allclose(gaps[0], gaps[1], rtol=1e-6)
+  assert gaps[0] > 0.1
+
+
 def test_refused():
   k, w = _kernel(), jnp.ones((2, 2))
   for call, message in (
@@ -80,7 +94,11 @@ def test_refused():
     ),
     (
       lambda: lazy_metrics(k, k, w, w, kernel_limit=k[0]),
-      "kernel_limit must have shape (3, 2, 3, 2) = kernel0's, got (2, 3, 2)",
+      "kernel_limit must have shape (3, 3) = (n, n), got (2, 3, 2)",
+    ),
+    (
+      lambda: lazy_metrics(k, k, w, w, kernel_limit=k[:2]),
+      "kernel_limit must have shape (3, 2, 3, 2) = kernel0's, got (2, 2, 3, 2)",
     ),
     (
       lambda: lazy_metrics(k, k, w, w, targets=w),
