@@ -43,8 +43,8 @@ __all__ = [
 _METHODS = ("factor", "recursion")
 # Times from 1 to 10^6, in units of one over the largest eigenvalue.
 _NUM_TIMES, _DECADES = 26, 6
-# Of the recursion: powers of two of steps at half of the stable rate.
-_NUM_DOUBLINGS = 13
+# Of the recursion, at half of the stable rate.
+_NUM_STEPS = 4096
 _matmul = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 Pairs = tuple[jax.Array, jax.Array, jax.Array]
@@ -60,8 +60,8 @@ class ScoreKernel(NamedTuple):
     t_max: () T of the features.
     times: (S,) stopping times that were tried, of gradient flow on half the
       sum of squares.
-    val_errors: (S,) mean squared errors on the other pairs.
-    time_index: () the best.
+    val_errors: (S,) means of squared errors over other pairs and coordinates.
+    time_index: () the best; if it is the last, training was too short.
   """
 
   coefficients: jax.Array
@@ -152,12 +152,13 @@ def fit_score_kernel(
   t_max: float = 3.0,
   times: jax.Array | None = None,
   method: str = "factor",
+  num_steps: int | None = None,
 ) -> ScoreKernel:
   """Fits a denoiser by the kernel of an infinitely wide softmax network.
 
   Args:
     x_t: (n, d), blurred data.
-    t: (n,), their times.
+    t: (n,), their times, in (0, T].
     x0: (n, d), the data.
     val: (x_t, t, x0) of other pairs, which choose the stopping time.
     sigma: of the kernel.
@@ -165,18 +166,22 @@ def fit_score_kernel(
     times: (S,) stopping times to try; None = 26 from 1 to 10^6 over the largest
       eigenvalue. With ``"recursion"`` it must be None.
     method: ``"factor"``: eigenvalues, then all times at once. ``"recursion"``:
-      descent at half of the stable rate, to 1, 2, 4, ... 4096 steps, in memory
-      of the kernel alone: for more than some 3000 pairs.
+      descent at half of the stable rate, in memory of the kernel alone: for
+      more than some 3000 pairs.
+    num_steps: of ``"recursion"`` only: it stops after 1, 2, 4, ... steps, up to
+      the last power of two that is not above; None = 4096. If ``time_index`` is
+      the last of them, there were too few.
 
   Returns:
     A :class:`ScoreKernel`.
 
   Raises:
-    ValueError: if shapes or dtypes do not fit, a number is not positive, or
-      ``times`` comes with ``"recursion"``.
+    ValueError: if shapes or dtypes do not fit, a number is not positive, a
+      time is above ``t_max``, ``times`` comes with ``"recursion"``, or
+      ``num_steps`` without it.
 
   Cost:
-    O(n^3) (``"factor"``) or 4096 products of O(n^2 d); O(n^2) memory.
+    O(n^3) (``"factor"``) or num_steps products of O(n^2 d); O(n^2) memory.
 
   Source:
     arXiv 2405.03251, its part on diffusion.
@@ -192,10 +197,17 @@ def fit_score_kernel(
     >>> fitted.denoise(x_t, t).shape
     (200, 1)
   """
-  x_t, t, x0 = _check_pairs(x_t, t, x0)
-  v_t, v_time, v0 = _check_pairs(*val, prefix="val: ")
+  x_t, t, x0 = _check_pairs(x_t, t, x0, t_max)
+  v_t, v_time, v0 = _check_pairs(*val, t_max, prefix="val: ")
   _checks.check_shape("val: x_t", v_t, (None, x_t.shape[1]), "(n, d)")
   _checks.check_choice("method", method, _METHODS)
+  if method == "recursion" and times is not None:
+    raise ValueError("times must be None with method='recursion'")
+  if method == "factor" and num_steps is not None:
+    raise ValueError("num_steps must be None with method='factor'")
+  num_steps = _NUM_STEPS if num_steps is None else num_steps
+  _checks.check_integer("num_steps", num_steps, 1, None)
+  _checks.check_scalar("sigma", sigma)
   _checks.check_positive("sigma", sigma)
   centers = score_features(x_t, t, t_max=t_max)
   kernel = limit_kernel(centers, sigma=sigma)
@@ -203,12 +215,10 @@ def fit_score_kernel(
     score_features(v_t, v_time, t_max=t_max), centers, sigma=sigma
   )
   if method == "recursion":
-    if times is not None:
-      raise ValueError("times must be None with method='recursion'")
-    times, alphas = _by_recursion(kernel, x0)
+    times, alphas = _by_recursion(kernel, x0, num_steps)
   else:
     times, alphas = _by_factor(kernel, x0, times)
-  errors = jnp.square(_matmul(others, alphas) - v0[None]).sum(2).mean(1)
+  errors = jnp.square(_matmul(others, alphas) - v0[None]).mean((1, 2))
   best = jnp.argmin(errors)
   return ScoreKernel(
     coefficients=alphas[best],
@@ -242,7 +252,7 @@ def fit_score_network(
   Args:
     rng: key.
     x_t: (n, d), blurred data.
-    t: (n,), their times.
+    t: (n,), their times, in (0, T].
     x0: (n, d), the data.
     width: neurons, an even number.
     num_steps: steps.
@@ -255,8 +265,9 @@ def fit_score_network(
     A :class:`ScoreNetwork`.
 
   Raises:
-    ValueError: if shapes or dtypes do not fit, the width is odd, or not one of
-      ``learning_rate`` and ``optimizer`` is given.
+    ValueError: if shapes or dtypes do not fit, a number is not positive, a
+      time is above ``t_max``, the width is odd, or not one of ``learning_rate``
+      and ``optimizer`` is given.
 
   Cost:
     O(n width d) a step.
@@ -276,7 +287,7 @@ def fit_score_network(
     >>> bool(fitted.history.losses[-1] < fitted.history.losses[0])
     True
   """
-  x_t, t, x0 = _check_pairs(x_t, t, x0)
+  x_t, t, x0 = _check_pairs(x_t, t, x0, t_max)
   features = score_features(x_t, t, t_max=t_max)
   start = init(
     rng, width, features.shape[1], x0.shape[1], sigma=sigma, dtype=x_t.dtype
@@ -294,7 +305,12 @@ def fit_score_network(
 
 
 def _check_pairs(
-  x_t: jax.Array, t: jax.Array, x0: jax.Array, *, prefix: str = ""
+  x_t: jax.Array,
+  t: jax.Array,
+  x0: jax.Array,
+  t_max: float,
+  *,
+  prefix: str = "",
 ) -> Pairs:
   x_t, t, x0 = map(jnp.asarray, (x_t, t, x0))
   _checks.check_rank(f"{prefix}x_t", x_t, 2)
@@ -303,6 +319,11 @@ def _check_pairs(
   _checks.check_one_dtype(**{f"{prefix}x_t": x_t, f"{prefix}x0": x0})
   if not len(x_t):
     raise ValueError(f"{prefix}x_t must not be empty, got shape {x_t.shape}")
+  _checks.check_scalar("t_max", t_max)
+  _checks.check_positive("t_max", t_max)
+  _checks.check_positive(f"{prefix}t", t)
+  if _checks.is_concrete(t_max):
+    _checks.check_range(f"{prefix}t", t, 0, float(t_max))
   return x_t, t, x0
 
 
@@ -322,12 +343,12 @@ def _by_factor(
 
 
 def _by_recursion(
-  kernel: jax.Array, x0: jax.Array
+  kernel: jax.Array, x0: jax.Array, num_steps: int
 ) -> tuple[jax.Array, jax.Array]:
   largest, _ = power_iteration(
     functools.partial(_matmul, kernel), jnp.ones_like(kernel[0])
   )
   rate = 1 / largest
-  steps = 2 ** jnp.arange(_NUM_DOUBLINGS)
+  steps = 2 ** jnp.arange(num_steps.bit_length())
   _, alphas = flow.descent_recursion(kernel, x0, rate, steps)
   return rate * steps, alphas

@@ -46,7 +46,7 @@ def test_stopping_early_finds_the_denoiser_and_interpolation_does_not():
   assert 0 < fitted.time_index < 25
   x, t, x0 = _pairs(200, 1)
   # The error that chose is the one that a user measures.
-  got = jnp.square(fitted.denoise(x, t) - x0).sum(1).mean()
+  got = jnp.square(fitted.denoise(x, t) - x0).mean()
   want = fitted.val_errors[fitted.time_index]
   np.testing.assert_allclose(got, want, rtol=1e-8)
   early = _error(fitted.denoise)
@@ -73,6 +73,27 @@ def test_recursion_agrees_with_the_factor_in_the_long_run():
   np.testing.assert_allclose(
     found.val_errors[5:], again.val_errors[5:], rtol=0.02
   )
+
+
+def test_recursion_of_few_steps_says_so():
+  found = ntk.fit_score_kernel(
+    *_pairs(200, 0), val=_pairs(200, 1), method="recursion", num_steps=9
+  )
+  np.testing.assert_allclose(found.times / found.times[0], [1, 2, 4, 8])
+  assert found.time_index == 3
+
+
+@pytest.mark.any_x64
+def test_in_the_precision_that_users_have():
+  pairs, val = (
+    [jnp.asarray(z, "float32") for z in _pairs(200, seed)] for seed in (0, 1)
+  )
+  for options in ({}, {"method": "recursion", "num_steps": 64}):
+    fitted = ntk.fit_score_kernel(*pairs, val=tuple(val), **options)
+    assert fitted.coefficients.dtype == jnp.float32
+    x, t, _ = [jnp.asarray(z, "float32") for z in _pairs(500, 2)]
+    want = jnp.exp(-t / 2)[:, None] * x
+    assert jnp.square(fitted.denoise(x, t) - want).mean() < 0.05
 
 
 def test_a_wide_network_stops_where_the_kernel_does():
@@ -114,6 +135,29 @@ def test_refused():
       "val: x_t must not be empty, got shape (0, 1)",
     ),
     (lambda: fit(val=val, sigma=0.0), "sigma must be positive, got 0.0"),
+    (
+      lambda: fit(val=val, sigma=jnp.ones(2)),
+      "sigma must be a real scalar, got",
+    ),
+    (
+      lambda: fit(val=(x, 0 * t, x0)),
+      "val: t must be positive, got",
+    ),
+    (lambda: fit(val=val, t_max=1.0), "t must be in [0, 1.0], got"),
+    (
+      lambda: ntk.fit_score_network(
+        jax.random.key(0), x, -t, x0, width=8, num_steps=1, learning_rate=0.1
+      ),
+      "t must be positive, got",
+    ),
+    (
+      lambda: fit(val=val, num_steps=8),
+      "num_steps must be None with method='factor'",
+    ),
+    (
+      lambda: fit(val=val, num_steps=0, method="recursion"),
+      "num_steps must be >= 1, got 0",
+    ),
     (lambda: fit(val=val, t_max=0.0), "t_max must be positive, got 0.0"),
     (
       lambda: fit(val=val, method="cg"),
