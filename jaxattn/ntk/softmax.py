@@ -33,6 +33,7 @@ import optax
 from jax import lax
 
 from jaxattn import _checks
+from jaxattn.ntk import _blocks
 from jaxattn.ntk.infinite import relu_covariance
 from jaxattn.numerics._dtypes import accumulator
 
@@ -50,6 +51,8 @@ __all__ = [
 ]
 
 ACTIVATIONS = ("softmax", "exp", "relu")
+# Of which H has a gradient.
+_SMOOTH = ("softmax", "exp")
 KINDS = ("random", "common", "outward", "adversarial")
 _ASCENT_STEPS = 200
 _matmul = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
@@ -69,6 +72,9 @@ class TwoLayer(NamedTuple):
 
 class TwoLayerHistory(NamedTuple):
   """What training saw.
+
+  How far neurons moved and the kernel changed by the end is what
+  :func:`jaxattn.ntk.lazy_metrics` says of the two networks.
 
   Attributes:
     losses: (num_steps + 1,), halves of sums of squares, before each step and
@@ -105,7 +111,7 @@ def init(
 
   Raises:
     ValueError: if a size is not a positive integer, ``width`` is odd though
-      ``paired``, or ``sigma`` is not positive.
+      ``paired``, or ``sigma`` is not a positive number.
 
   Cost:
     O(m (d + o)).
@@ -127,6 +133,7 @@ def init(
     ("num_outputs", num_outputs),
   ):
     _checks.check_integer(name, size, 1, None)
+  _checks.check_scalar("sigma", sigma)
   _checks.check_positive("sigma", sigma)
   if paired and width % 2:
     raise ValueError(f"width must be even when paired=True, got {width}")
@@ -185,7 +192,8 @@ def apply(
     _checks.check_choice("output_scale", scale, ("m", "sqrt_m"))
     scale = m if scale == "m" else m**0.5
   _checks.check_scalar("output_scale", scale)
-  return _apply(params, x, jnp.asarray(scale, x.dtype) / m, activation)
+  scale = jnp.asarray(scale, accumulator(x.dtype)) / m
+  return _apply(params, x, scale, activation)
 
 
 def ntk(
@@ -194,6 +202,7 @@ def ntk(
   x2: jax.Array | None = None,
   *,
   activation: str = "softmax",
+  chunk_size: int | None = None,
 ) -> jax.Array:
   """The tangent kernel H of a network, in closed form.
 
@@ -202,15 +211,20 @@ def ntk(
     x1: (n1, d).
     x2: (n2, d); None = ``x1``.
     activation: ``"softmax"``, ``"exp"`` or ``"relu"``.
+    chunk_size: rows of ``x1`` and of ``x2`` whose C are held at a time; None =
+      all.
 
   Returns:
     (n1, o, n2, o): of ``output_scale="sqrt_m"``, 1 / m of that of F.
 
   Raises:
-    ValueError: if shapes or dtypes do not fit, or ``activation`` is unknown.
+    ValueError: if shapes or dtypes do not fit, ``activation`` is unknown, or
+      ``chunk_size`` < 1.
 
   Cost:
-    O(n1 n2 o^2 m) time, one product; O((n1 + n2) o m + n1 n2 o^2) memory.
+    O(n1 n2 o^2 m) time, one product; O((n1 + n2) o m + n1 n2 o^2) memory, of
+    which C takes O(chunk_size o m). C of a chunk is computed again for each
+    chunk that it meets.
 
   Source:
     this project; arXiv 2405.03251 defines the kernel.
@@ -226,7 +240,9 @@ def ntk(
   if x2 is not None:
     x2 = _check(params, x2, "x2")
   _checks.check_choice("activation", activation, ACTIVATIONS)
-  return _ntk(params, x1, x2, activation)
+  if chunk_size is not None:
+    _checks.check_integer("chunk_size", chunk_size, 1, None)
+  return _ntk(params, x1, x2, activation, chunk_size)
 
 
 def limit_kernel(
@@ -257,8 +273,8 @@ def limit_kernel(
     (n1, n2); H is its Kronecker product with the identity of outputs.
 
   Raises:
-    ValueError: if shapes or dtypes do not fit, ``activation`` is unknown, or
-      ``sigma`` is not positive.
+    ValueError: if shapes or dtypes do not fit, there are no data,
+      ``activation`` is unknown, or ``sigma`` is not positive.
 
   Cost:
     O(n1 n2 d).
@@ -276,10 +292,12 @@ def limit_kernel(
   x1 = jnp.asarray(x1)
   _checks.check_rank("x1", x1, 2)
   _checks.check_floating("x1", x1)
+  _check_data("x1", x1)
   if x2 is not None:
     x2 = jnp.asarray(x2)
     _checks.check_shape("x2", x2, (None, x1.shape[1]), "(n2, d)")
     _checks.check_one_dtype(x1=x1, x2=x2)
+    _check_data("x2", x2)
   _checks.check_choice("activation", activation, ACTIVATIONS)
   _checks.check_scalar("sigma", sigma)
   _checks.check_positive("sigma", sigma)
@@ -365,15 +383,18 @@ def perturbation_bound(
 ) -> jax.Array:
   r"""How far H of a softmax network can move, for every network.
 
-  If no weight :math:`w_r` moves by more than R, then, with e = exp(2 R),
-  entries of a in [-1, 1] and :math:`\|x\| \le 1`,
+  If no weight :math:`w_r` moves by more than R, then, with e = exp(2 R X), X
+  the largest of the norms :math:`\|x_i\|` and A that of :math:`|a_{rl}|`,
 
-  .. math:: \|H' - H\|_F \le 2 (e - 1)(2 + e)(1 + e)\, o\,
-    \big\| (x_i \cdot x_j\; \tfrac1m \phi_i \cdot \phi_j)_{ij} \big\|_F .
+  .. math:: \|H' - H\|_F \le 2 A^2 (e - 1)(2 + e)(1 + e)\, o\,
+    \big\| (x_i \cdot x_j\; \tfrac1m \phi_i \cdot \phi_j)_{ij} \big\|_F :
+
+  no :math:`w_r \cdot x_i` moves by more than R X, so no :math:`\phi_{ir}` by a
+  factor beyond e.
 
   Args:
     params: a network before it moves.
-    x: (n, d), of norm at most 1.
+    x: (n, d), of any norm.
     radius: R.
 
   Returns:
@@ -398,12 +419,16 @@ def perturbation_bound(
   x = _check(params, x)
   _checks.check_scalar("radius", radius)
   _checks.check_nonnegative("radius", radius)
+  dtype = x.dtype
+  params, x = _widened((params, x))
   phi = _features(params.hidden, x, "softmax")
   moments = _matmul(phi, phi.T) / len(params.hidden)
   size = jnp.linalg.norm(moments * _matmul(x, x.T))
-  growth = jnp.expm1(2 * jnp.asarray(radius, x.dtype))
+  reach = jnp.asarray(radius, x.dtype) * jnp.linalg.norm(x, axis=1).max()
+  growth = jnp.expm1(2 * reach)
+  signs = jnp.square(jnp.abs(params.output).max()) * params.output.shape[1]
   factor = 2 * growth * (3 + growth) * (2 + growth)
-  return factor * params.output.shape[1] * size
+  return (factor * signs * size).astype(dtype)
 
 
 def perturb(
@@ -413,7 +438,7 @@ def perturb(
   *,
   kind: str = "random",
   x: jax.Array | None = None,
-  activation: str = "softmax",
+  activation: str | None = None,
 ) -> TwoLayer:
   """Moves each hidden weight by a distance of at most ``radius``.
 
@@ -425,15 +450,17 @@ def perturb(
       one direction for all, which no softmax sees; ``"outward"``: away from 0;
       ``"adversarial"``: 200 steps of ascent on the change of H.
     x: (n, d), the inputs of H, of ``"adversarial"`` only.
-    activation: that of H, of ``"adversarial"`` only.
+    activation: that of H, of ``"adversarial"`` only: ``"softmax"``, which None
+      stands for, or ``"exp"``. The H of a ReLU network has a gradient of 0
+      almost everywhere, on which nothing can ascend.
 
   Returns:
     The moved network.
 
   Raises:
     ValueError: if shapes or dtypes do not fit, ``kind`` or ``activation`` is
-      unknown, ``radius`` is negative, or ``x`` comes with another kind or not
-      with ``"adversarial"``.
+      unknown, ``radius`` is negative, ``x`` or ``activation`` comes with
+      another kind, ``"adversarial"`` comes without ``x``, or with ReLU.
 
   Cost:
     O(m d); ``"adversarial"`` 200 gradients of H.
@@ -452,15 +479,20 @@ def perturb(
   """
   _check_params(params)
   _checks.check_choice("kind", kind, KINDS)
-  _checks.check_choice("activation", activation, ACTIVATIONS)
   _checks.check_scalar("radius", radius)
   _checks.check_nonnegative("radius", radius)
   if (kind == "adversarial") != (x is not None):
     raise ValueError(
       "x must be given with kind='adversarial', and only with it"
     )
+  if x is None and activation is not None:
+    raise ValueError(
+      f"activation must be None with kind={kind!r}, got {activation!r}"
+    )
+  activation = "softmax" if activation is None else activation
   if x is not None:
     x = _check(params, x)
+    _checks.check_choice("activation", activation, _SMOOTH)
   return _perturb(rng, params, radius, x, kind, activation)
 
 
@@ -481,13 +513,15 @@ def perturbation_profile(
     x: (n, d).
     radii: (R,).
     kinds: as in :func:`perturb`.
-    activations: as in :func:`ntk`.
+    activations: as in :func:`ntk`; without ``"relu"`` if ``"adversarial"`` is
+      among the kinds.
 
   Returns:
     (activations, kinds, R), Frobenius norms of changes over those of H.
 
   Raises:
-    ValueError: if shapes or dtypes do not fit, or a name is unknown.
+    ValueError: if shapes or dtypes do not fit, a name is unknown, or
+      ``"adversarial"`` meets ``"relu"``.
 
   Cost:
     A kernel for each entry; ``"adversarial"`` 200 gradients of it.
@@ -515,6 +549,11 @@ def perturbation_profile(
   ):
     for value in given:
       _checks.check_choice(name, value, known)
+  if "adversarial" in kinds and "relu" in activations:
+    raise ValueError(
+      "activations must not hold 'relu' with 'adversarial' among kinds: the "
+      "gradient of its kernel is 0 almost everywhere"
+    )
   return _profile(rng, params, x, radii, tuple(kinds), tuple(activations))
 
 
@@ -534,9 +573,13 @@ def _check(params: TwoLayer, x: jax.Array, name: str = "x") -> jax.Array:
   x = jnp.asarray(x)
   _checks.check_shape(name, x, (None, params.hidden.shape[1]), "(n, d)")
   _checks.check_one_dtype(**{"hidden": params.hidden, name: x})
+  _check_data(name, x)
+  return x
+
+
+def _check_data(name: str, x: jax.Array) -> None:
   if not len(x):
     raise ValueError(f"{name} must not be empty, got shape {x.shape}")
-  return x
 
 
 # --- formulas ---
@@ -565,27 +608,42 @@ def _coefficients(params: TwoLayer, x: jax.Array, activation: str) -> jax.Array:
   return phi[:, None] * signs
 
 
+def _widened(tree: Any) -> Any:
+  return jax.tree.map(lambda x: x.astype(accumulator(x.dtype)), tree)
+
+
 @functools.partial(jax.jit, static_argnums=3)
 def _apply(
   params: TwoLayer, x: jax.Array, scale: jax.Array, activation: str
 ) -> jax.Array:
-  return scale * _matmul(_features(params.hidden, x, activation), params.output)
+  dtype = x.dtype
+  params, x = _widened((params, x))
+  phi = _features(params.hidden, x, activation)
+  return (scale * _matmul(phi, params.output)).astype(dtype)
 
 
-@functools.partial(jax.jit, static_argnums=3)
+@functools.partial(jax.jit, static_argnums=(3, 4))
 def _ntk(
-  params: TwoLayer, x1: jax.Array, x2: jax.Array | None, activation: str
+  params: TwoLayer,
+  x1: jax.Array,
+  x2: jax.Array | None,
+  activation: str,
+  chunk_size: int | None = None,
 ) -> jax.Array:
   dtype, (m, o) = x1.dtype, params.output.shape
-  wide = accumulator(dtype)
-  params, x1, x2 = jax.tree.map(lambda y: y.astype(wide), (params, x1, x2))
-  c1 = _coefficients(params, x1, activation).reshape(-1, m)
-  is_gram = x2 is None
-  x2 = x1 if is_gram else x2
-  c2 = c1 if is_gram else _coefficients(params, x2, activation).reshape(-1, m)
-  inner = _matmul(c1, c2.T).reshape(len(x1), o, len(x2), o)
-  kernel = _matmul(x1, x2.T)[:, None, :, None] * inner / m
-  return kernel.astype(dtype)
+  params, x1, x2 = _widened((params, x1, x2))
+
+  def block(x1: jax.Array, x2: jax.Array) -> jax.Array:
+    c1 = _coefficients(params, x1, activation).reshape(-1, m)
+    same = x1 is x2
+    c2 = c1 if same else _coefficients(params, x2, activation).reshape(-1, m)
+    inner = _matmul(c1, c2.T).reshape(len(x1), o, len(x2), o)
+    return _matmul(x1, x2.T)[:, None, :, None] * inner / m
+
+  if chunk_size is None:
+    return block(x1, x1 if x2 is None else x2).astype(dtype)
+  gram = _blocks.blocked_gram(block, x1, x2, chunk_size=chunk_size)
+  return gram.astype(dtype)
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -680,16 +738,19 @@ def _perturb(
   kind: str,
   activation: str,
 ) -> TwoLayer:
-  hidden = params.hidden
+  dtype = params.hidden.dtype
+  wide, x = _widened((params, x))
+  hidden = wide.hidden
   radius = jnp.asarray(radius, hidden.dtype)
   if kind == "outward":
-    return params._replace(hidden=hidden + radius * _unit(hidden))
-  rows = (1, hidden.shape[1]) if kind == "common" else hidden.shape
-  shift = radius * _unit(jax.random.normal(rng, rows, hidden.dtype))
+    shift = radius * _unit(hidden)
+  else:
+    rows = (1, hidden.shape[1]) if kind == "common" else hidden.shape
+    shift = radius * _unit(jax.random.normal(rng, rows, hidden.dtype))
   if kind == "adversarial":
     assert x is not None
-    shift = _ascend(params, x, shift, radius, activation)
-  return params._replace(hidden=hidden + shift)
+    shift = _ascend(wide, x, shift, radius, activation)
+  return params._replace(hidden=(hidden + shift).astype(dtype))
 
 
 def _ascend(
@@ -723,6 +784,9 @@ def _profile(
   kinds: tuple[str, ...],
   activations: tuple[str, ...],
 ) -> jax.Array:
+  dtype = x.dtype
+  params, x = _widened((params, x))
+
   def one(activation: str, kind: str) -> jax.Array:
     before = _ntk(params, x, None, activation)
     inputs = x if kind == "adversarial" else None
@@ -734,7 +798,8 @@ def _profile(
 
     return jax.vmap(change)(radii)
 
-  return jnp.stack([jnp.stack([one(a, k) for k in kinds]) for a in activations])
+  found = [jnp.stack([one(a, k) for k in kinds]) for a in activations]
+  return jnp.stack(found).astype(dtype)
 
 
 def _unit(x: jax.Array) -> jax.Array:
