@@ -52,23 +52,11 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
     for k, p in harness.progress(config.exact, "exact networks")
   }
   runs = _train_all(wd)
-  split = {
-    size: wd.point(
-      f"split/k={size[0]},p={size[1]}",
-      functools.partial(split_point, config, *size),
-    )
-    for size in harness.progress(config.split, "half of the sums")
-  }
-  attention = wd.point(
-    "attention", functools.partial(attention_point, config, wd)
+  split = _partial(wd, "split", config.split, split_point)
+  attention = _partial(
+    wd, "attention", config.attention, functools.partial(attention_point, wd)
   )
-  grokking = {
-    size: wd.point(
-      f"grokking/k={size[0]},p={size[1]}",
-      functools.partial(grokking_point, config, *size),
-    )
-    for size in harness.progress(_grokking_sizes(config), "grokking")
-  }
+  grokking = _partial(wd, "grokking", _grokking_sizes(config), grokking_point)
   figure = _draw(config, runs, attention)
   harness.save_figure(
     wd, figure, _figure_data(config, runs, split, attention, grokking)
@@ -87,10 +75,11 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
     checks=[
       harness.Check(
         "exact networks, largest error of margin / gamma*",
-        max(point["error"] for point in exact.values()),
+        _largest(point["error"] for point in exact.values()),
         high=config.accepted.exact,
       ),
-      *_trained_checks(config, runs),
+      *_trained_checks(config, runs, config.trained, config.accepted),
+      *_trained_checks(config, runs, config.reported),
       *_sweep_checks(config, runs),
       *_split_checks(config, split),
       *_attention_checks(config, attention),
@@ -102,12 +91,20 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
 def _train_all(wd: harness.Workdir) -> Runs:
   """All trainings on all inputs; what two panels show is trained once."""
   config: Config = wd.config
-  sizes = list(config.trained)
+  # What decides is trained from more seeds.
+  sizes: Any = config.trained
+  num: int = config.num_seeds
+  seeds = dict.fromkeys(sizes, num)
+  for size in config.reported:
+    seeds.setdefault(size, config.reported_seeds)
   for k, p, steps in config.swept:
-    m = paper_neurons(k, p)
-    widths = [(round(f * m), config.weight) for f in config.factors]
-    widths += [(round(config.weight_factor * m), w) for w in config.weights]
-    sizes += [(k, p, width, weight, steps) for width, weight in widths]
+    widths = [(f, config.weight) for f in config.factors]
+    widths += [(config.weight_factor, w) for w in config.weights]
+    for factor, weight in widths:
+      size = k, p, round(factor * paper_neurons(k, p)), weight, steps
+      decides = _decides(config, k, factor, weight)
+      most = num if decides else config.reported_seeds
+      seeds[size] = max(most, seeds.get(size, 0))
   return {
     size: [
       wd.point(
@@ -115,10 +112,43 @@ def _train_all(wd: harness.Workdir) -> Runs:
         + f"/seed={seed}",
         functools.partial(trained_point, config, *size, seed),
       )
-      for seed in range(config.num_seeds)
+      for seed in range(count)
     ]
-    for size in harness.progress(dict.fromkeys(sizes), "training")
+    for size, count in harness.progress(list(seeds.items()), "training")
   }
+
+
+def _partial(wd: harness.Workdir, name: str, sizes: Any, point: Any) -> Runs:
+  """Trainings on a part of the inputs: by size, a point each seed."""
+  config: Config = wd.config
+  return {
+    size: [
+      wd.point(
+        f"{name}/k={size[0]},p={size[1]}/seed={seed}",
+        functools.partial(point, config, *size, seed),
+      )
+      for seed in range(config.partial_seeds)
+    ]
+    for size in harness.progress(sizes, name)
+  }
+
+
+def _decides(config: Config, k: int, factor: float, weight: float) -> bool:
+  """Whether theory has neurons enough and the weight is small enough.
+
+  With two terms, training needs more neurons than the construction.
+  """
+  least = config.deciding_factor if k == 2 else 1
+  return factor >= least and weight <= config.weight
+
+
+def _least(values: Any) -> float:
+  """The least; NaN if any is: Python's depends on their order."""
+  return float(np.min(list(values)))
+
+
+def _largest(values: Any) -> float:
+  return float(np.max(list(values)))
 
 
 # --- networks ---
@@ -205,11 +235,12 @@ def split_point(
   weight: float,
   num_steps: int,
   batch_size: int,
+  seed: int,
 ) -> Point:
   """Accuracies by step of one training on a share of the inputs."""
   from jaxattn.models import train_poly_net
 
-  rngs = jax.random.split(jax.random.key(0), 3)
+  rngs = jax.random.split(jax.random.key(seed), 3)
   train, test = data.modular_split(
     rngs[0], p, k, train_fraction=config.split_fraction
   )
@@ -237,40 +268,44 @@ def split_point(
 # --- attention ---
 
 
-def attention_model(config: Config) -> Any:
+def attention_model(config: Config, p: int) -> Any:
   """The transformer of one layer of attention, and nothing else."""
   from jaxattn.models import ModularTransformer
 
   return ModularTransformer(
-    modulus=config.attention_modulus,
+    modulus=p,
     dim=config.dim,
     num_heads=config.num_heads,
     head_dim=config.head_dim,
   )
 
 
-def attention_point(config: Config, wd: harness.Workdir) -> Point:
+def attention_point(
+  wd: harness.Workdir, config: Config, k: int, p: int, seed: int
+) -> Point:
   """Accuracies and shares of waves, at first and after training."""
-  rngs = jax.random.split(jax.random.key(1), 3)
+  rngs = jax.random.split(jax.random.key(1 + seed), 3)
   train, test = data.modular_split(
-    rngs[0],
-    config.attention_modulus,
-    config.attention_terms,
-    train_fraction=config.attention_fraction,
+    rngs[0], p, k, train_fraction=config.attention_fraction
   )
-  model = attention_model(config)
+  model = attention_model(config, p)
   start = model.init(rngs[1], train[0][:1])
+  batch = config.attention_batch
+
+  def batches(step: int) -> Any:
+    return batch_of(rngs[2], step, train, batch) if batch else train
+
   params = harness.train_loop(
     rngs[2],
     functools.partial(attention_loss, model.apply),
     start,
-    lambda step: train,
+    batches,
     optimizer=optax.adamw(
       config.attention_rate, weight_decay=config.attention_decay
     ),
     num_steps=config.attention_steps,
     workdir=wd,
-    name="attention",
+    name=f"attention-k={k},p={p},seed={seed}",
     log_every=500,
   )
   return {
@@ -279,6 +314,16 @@ def attention_point(config: Config, wd: harness.Workdir) -> Point:
     **_waves(start, "_before"),
     **_waves(params, ""),
   }
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def batch_of(
+  rng: jax.Array, step: int | jax.Array, train: Any, size: int
+) -> Any:
+  """Inputs of one step and their labels, drawn with replacement."""
+  rng = jax.random.fold_in(rng, step)
+  rows = jax.random.randint(rng, (size,), 0, len(train[1]))
+  return train[0][rows], train[1][rows]
 
 
 def attention_loss(
@@ -344,13 +389,14 @@ def grokking_model(config: Config, p: int) -> Any:
   )
 
 
-def grokking_point(config: Config, k: int, p: int) -> Point:
+def grokking_point(config: Config, k: int, p: int, seed: int) -> Point:
   """Accuracies by step on half of the sums and on the others."""
-  rngs = jax.random.split(jax.random.key(2), 3)
+  rngs = jax.random.split(jax.random.key(2 + seed), 3)
   train, test = data.modular_split(rngs[0], p, k, train_fraction=0.5)
   params = grokking_model(config, p).init(rngs[1], train[0][:1])
   history = grokking_run(rngs[2], params, train, test, config=config, p=p)
-  return dict(zip(("train", "test"), history, strict=True))
+  step = config.grokking_every * (1 + np.arange(len(history[0])))
+  return {"step": step, "train": history[0], "test": history[1]}
 
 
 def grokking_run(
@@ -369,11 +415,8 @@ def grokking_run(
 
   def step(carry: Any, i: jax.Array) -> tuple[Any, None]:
     params, state = carry
-    key = jax.random.fold_in(rng, i)
-    shape = (config.grokking_batch,)
-    rows = jax.random.randint(key, shape, 0, len(train[1]))
-    batch = train[0][rows], train[1][rows]
-    grads = jax.grad(attention_loss, 1, has_aux=True)(apply, params, batch, key)
+    batch = batch_of(rng, i, train, config.grokking_batch)
+    grads = jax.grad(attention_loss, 1, has_aux=True)(apply, params, batch, rng)
     updates, state = optimizer.update(grads[0], state, params)
     return (optax.apply_updates(params, updates), state), None
 
@@ -396,30 +439,40 @@ def _label(k: int, p: int, m: int) -> str:
   return f"k={k}, p={p}, {m} neurons"
 
 
-def _trained_checks(config: Config, runs: Runs) -> list[harness.Check]:
-  accepted, checks = config.accepted, []
-  for size in config.trained:
+def _trained_checks(
+  config: Config, runs: Runs, sizes: Any, accepted: Any = None
+) -> list[harness.Check]:
+  """Of networks of these sizes; bounded if something is accepted."""
+  checks = []
+  for size in sizes:
     name, points = _label(*size[:3]), runs[size]
-    shares = [float(point["power_share"].mean()) for point in points]
+    if size[3] != config.weight:
+      name += f", weight {size[3]:g}"
+    bounds = (
+      (accepted.margin, (accepted.power_share,), (accepted.coverage,))
+      if accepted
+      else ((), (), ())
+    )
+    shares = [point["power_share"].mean() for point in points]
     checks += [
       harness.Check(
         f"least margin / gamma*, {name}",
-        min(point["margin"] for point in points),
-        *accepted.margin,
+        _least(point["margin"] for point in points),
+        *bounds[0],
       ),
       harness.Check(
         f"least share of power at one frequency, {name}",
-        min(shares),
-        accepted.power_share,
+        _least(shares),
+        *bounds[1],
       ),
       harness.Check(
         f"least share of frequencies that occur, {name}",
-        min(point["coverage"] for point in points),
-        accepted.coverage,
+        _least(point["coverage"] for point in points),
+        *bounds[2],
       ),
       harness.Check(
         f"least alignment of phases, {name}",
-        min(point["alignment"] for point in points),
+        _least(point["alignment"] for point in points),
       ),
       harness.Check(
         f"neurons that are alive, {name}",
@@ -434,28 +487,20 @@ def _trained_checks(config: Config, runs: Runs) -> list[harness.Check]:
 
 
 def _width_runs(config: Config, runs: Runs, size: Any) -> dict[float, Any]:
-  """Margins of all seeds by multiple of the paper's neurons."""
+  """Points of all seeds by multiple of the paper's neurons."""
   k, p, steps = size
   m = paper_neurons(k, p)
   return {
-    factor: [
-      point["margin"]
-      for point in runs[k, p, round(factor * m), config.weight, steps]
-    ]
+    factor: runs[k, p, round(factor * m), config.weight, steps]
     for factor in config.factors
   }
 
 
 def _weight_runs(config: Config, runs: Runs, size: Any) -> dict[float, Any]:
-  """Margins of all seeds by weight over the largest margin."""
+  """Points of all seeds by weight of the norm."""
   k, p, steps = size
   m = round(config.weight_factor * paper_neurons(k, p))
-  return {
-    weight / margin.max_margin(p, k): [
-      point["margin"] for point in runs[k, p, m, weight, steps]
-    ]
-    for weight in config.weights
-  }
+  return {weight: runs[k, p, m, weight, steps] for weight in config.weights}
 
 
 def _sweep_checks(config: Config, runs: Runs) -> list[harness.Check]:
@@ -463,98 +508,144 @@ def _sweep_checks(config: Config, runs: Runs) -> list[harness.Check]:
   checks = [
     harness.Check(
       "largest margin / gamma* of any trained network",
-      max(everything),
+      _largest(everything),
       high=config.accepted.margin[1],
     )
   ]
   for size in config.swept:
     k, p, _ = size
-    checks += [
-      harness.Check(
-        f"least margin / gamma*, k={k}, p={p}, {factor:g} times the neurons",
-        min(values),
-      )
-      for factor, values in _width_runs(config, runs, size).items()
-    ]
-    checks += [
-      harness.Check(
-        f"least margin / gamma*, k={k}, p={p}, weight {weight:g}", min(values)
-      )
-      for weight, values in zip(
-        config.weights, _weight_runs(config, runs, size).values()
-      )
-    ]
+    for factor, points in _width_runs(config, runs, size).items():
+      name = f"k={k}, p={p}, {factor:g} times the neurons"
+      decides = _decides(config, k, factor, config.weight)
+      checks += _point_checks(config, name, points, decides)
+    for weight, points in _weight_runs(config, runs, size).items():
+      name = f"k={k}, p={p}, weight {weight:g}"
+      decides = _decides(config, k, config.weight_factor, weight)
+      checks += _point_checks(config, name, points, decides)
   return checks
 
 
-def _split_checks(config: Config, split: Any) -> list[harness.Check]:
+def _point_checks(
+  config: Config, name: str, points: list[Point], decides: bool
+) -> list[harness.Check]:
+  """The margin of one place of a sweep; spectra too where that decides."""
+  margins = _least(point["margin"] for point in points)
+  if not decides:
+    return [harness.Check(f"least margin / gamma*, {name}", margins)]
+  return [
+    harness.Check(
+      f"least margin / gamma*, {name}", margins, config.accepted.margin[0]
+    ),
+    harness.Check(
+      f"least share of power at one frequency, {name}",
+      _least(point["power_share"].mean() for point in points),
+    ),
+    harness.Check(
+      f"least share of frequencies that occur, {name}",
+      _least(point["coverage"] for point in points),
+    ),
+  ]
+
+
+def _split_checks(config: Config, split: Runs) -> list[harness.Check]:
   checks = []
-  for size, point in split.items():
-    where = f"trained on {100 * config.split_fraction:g} %, {_label(*size[:3])}"
+  for size, points in split.items():
+    where = f"trained on {100 * config.split_fraction:g} %, " + _label(
+      *size[:3]
+    )
     checks += [
       harness.Check(
         f"accuracy on the others, {where}",
-        float(point["test"][-1]),
+        _least(point["test"][-1] for point in points),
         config.accepted.split_accuracy,
       ),
-      harness.Check(f"margin / gamma*, {where}", point["margin"]),
-      harness.Check(f"share of frequencies, {where}", point["coverage"]),
+      harness.Check(
+        f"margin / gamma*, {where}", _least(p["margin"] for p in points)
+      ),
+      harness.Check(
+        f"share of frequencies, {where}", _least(p["coverage"] for p in points)
+      ),
+      *_step_checks(points, where),
     ]
   return checks
 
 
-def _attention_checks(config: Config, point: Point) -> list[harness.Check]:
-  accepted = config.accepted
-  return [
-    harness.Check(
-      "attention alone, accuracy on the others",
-      point["test"],
-      accepted.attention_accuracy,
-    ),
-    harness.Check(
-      "attention alone, share of power in 4 bins",
-      float(point["top4"].mean()),
-      accepted.top4,
-    ),
-    harness.Check(
-      "attention alone, share of power in 4 bins at first",
-      float(point["top4_before"].mean()),
-    ),
-    harness.Check(
-      "attention alone, share of power in 2 bins", float(point["top2"].mean())
-    ),
-    harness.Check(
-      "attention alone, share of power in 2 bins at first",
-      float(point["top2_before"].mean()),
-    ),
-    harness.Check("attention alone, heads alive", len(point["top4"])),
-  ]
+def first_step(point: Point, name: str) -> float:
+  """The first step at which the accuracy is 0.99; infinite if none is."""
+  reached = np.asarray(point[name]) >= _LEARNED
+  return float(point["step"][reached.argmax()]) if reached.any() else np.inf
 
 
-def _grokking_checks(grokking: Any) -> list[harness.Check]:
-  """The gap is of accuracies: that of steps need not exist."""
-  return [
-    harness.Check(
-      f"two layers, largest gap of accuracies, k={k}, p={p}",
-      float((point["train"] - point["test"]).max()),
-    )
-    for (k, p), point in grokking.items()
-  ] + [
-    harness.Check(
-      f"two layers, share of the run with {name} below {_LEARNED:g}, k={k}, "
-      f"p={p}",
-      float((point[name] < _LEARNED).mean()),
-    )
-    for (k, p), point in grokking.items()
+def _step_checks(points: list[Point], where: str) -> list[harness.Check]:
+  """Who knows the others, and medians of first steps where most come there."""
+  train, test = (
+    np.array([first_step(point, name) for point in points])
     for name in ("train", "test")
+  )
+  at = f"at which accuracy is {_LEARNED:g}"
+  first, last = np.median(train), np.median(test)
+  steps = {
+    f"step {at}, {where}": first,
+    f"step {at} on the others, {where}": last,
+    f"steps between them, {where}": last - first if first < np.inf else np.inf,
+  }
+  return [
+    harness.Check(
+      f"share of seeds of accuracy {_LEARNED:g} on the others, {where}",
+      float(np.isfinite(test).mean()),
+    ),
+    *(harness.Check(k, float(x)) for k, x in steps.items() if np.isfinite(x)),
   ]
+
+
+def _attention_checks(config: Config, attention: Runs) -> list[harness.Check]:
+  accepted, checks = config.accepted, []
+  for (k, p), points in attention.items():
+    name = f"attention alone, k={k}, p={p}"
+
+    def share(key: str, points: list[Point] = points) -> float:
+      return _least(point[key].mean() for point in points)
+
+    checks += [
+      harness.Check(
+        f"{name}, accuracy on the others",
+        _least(point["test"] for point in points),
+        accepted.attention_accuracy,
+      ),
+      harness.Check(
+        f"{name}, share of power in 4 bins", share("top4"), accepted.top4
+      ),
+      harness.Check(
+        f"{name}, share of power in 4 bins at first", share("top4_before")
+      ),
+      harness.Check(f"{name}, share of power in 2 bins", share("top2")),
+      harness.Check(
+        f"{name}, share of power in 2 bins at first", share("top2_before")
+      ),
+      harness.Check(
+        f"{name}, heads alive", _least(len(point["top4"]) for point in points)
+      ),
+    ]
+  return checks
+
+
+def _grokking_checks(grokking: Runs) -> list[harness.Check]:
+  checks = []
+  for (k, p), points in grokking.items():
+    where = f"two layers, k={k}, p={p}"
+    gaps = [np.max(point["train"] - point["test"]) for point in points]
+    checks += [
+      harness.Check(f"largest gap of accuracies, {where}", _largest(gaps)),
+      *_step_checks(points, where),
+    ]
+  return checks
 
 
 # --- figure ---
 
 
 def _figure_data(
-  config: Config, runs: Runs, split: Any, attention: Point, grokking: Any
+  config: Config, runs: Runs, split: Runs, attention: Runs, grokking: Runs
 ) -> Point:
   shown = {
     "trained/{},{},{},{:g}".format(*size[:4]): [p["margin"] for p in points]
@@ -564,14 +655,19 @@ def _figure_data(
     name, point = "{},{},{}".format(*size[:3]), runs[size][0]
     for key in ("power_share", "power_share_before", "frequency", "vectors"):
       shown[f"{key}/{name}"] = point[key]
-  for what, points in (("split", split), ("grokking", grokking)):
-    for size, point in points.items():
-      for key in point:
-        shown[f"{what}/{size[0]},{size[1]}/{key}"] = point[key]
-  return shown | {f"attention/{key}": x for key, x in attention.items()}
+  for what, found in (
+    ("split", split),
+    ("attention", attention),
+    ("grokking", grokking),
+  ):
+    for size, points in found.items():
+      for seed, point in enumerate(points):
+        for key in point:
+          shown[f"{what}/{size[0]},{size[1]}/{seed}/{key}"] = point[key]
+  return shown
 
 
-def _draw(config: Config, runs: Runs, attention: Point) -> Figure:
+def _draw(config: Config, runs: Runs, attention: Runs) -> Figure:
   harness.use_style()
   figure, axes = plt.subplots(3, 2, figsize=(12.5, 14))
   _draw_widths(axes[0, 0], config, runs)
@@ -579,25 +675,26 @@ def _draw(config: Config, runs: Runs, attention: Point) -> Figure:
   _draw_shares(axes[1, 0], config, runs)
   _draw_frequencies(axes[1, 1], config, runs)
   _draw_neuron(axes[2, 0], config, runs)
-  _draw_attention(axes[2, 1], config, attention)
+  _draw_attention(axes[2, 1], config, attention[config.attention[0]][0])
   return figure
 
 
-def _draw_ranges(ax: Axes, x: Any, values: Any, color: str, label: str) -> None:
-  """Medians, and a bar from the least to the largest."""
-  values = np.array(list(values))
-  middle = np.median(values, axis=1)
-  spread = np.stack([middle - values.min(1), values.max(1) - middle])
-  ax.errorbar(
-    list(x), middle, spread, fmt="o-", color=color, capsize=3, label=label
-  )
+def _draw_ranges(
+  ax: Axes, x: list[float], found: Any, color: str, label: str
+) -> None:
+  """Medians of margins, and a bar from the least to the largest."""
+  values = [[point["margin"] for point in points] for points in found]
+  middle = np.array([np.median(v) for v in values])
+  ends = np.array([(np.min(v), np.max(v)) for v in values]).T
+  spread = np.abs(ends - middle)
+  ax.errorbar(x, middle, spread, fmt="o-", color=color, capsize=3, label=label)
 
 
 def _draw_widths(ax: Axes, config: Config, runs: Runs) -> None:
   for size, color in zip(config.swept, harness.PALETTE):
-    values = _width_runs(config, runs, size)
+    found = _width_runs(config, runs, size)
     label = f"k = {size[0]}, p = {size[1]}"
-    _draw_ranges(ax, values.keys(), values.values(), color, label)
+    _draw_ranges(ax, list(found), found.values(), color, label)
   ax.axhline(1, color=_GREY, linestyle=":", linewidth=1)
   ax.set_xscale("log", base=2)
   ax.set_xticks(config.factors, [f"{f:g}" for f in config.factors])
@@ -611,9 +708,11 @@ def _draw_widths(ax: Axes, config: Config, runs: Runs) -> None:
 
 def _draw_weights(ax: Axes, config: Config, runs: Runs) -> None:
   for size, color in zip(config.swept, harness.PALETTE):
-    values = _weight_runs(config, runs, size)
+    found = _weight_runs(config, runs, size)
     label = f"k = {size[0]}, p = {size[1]}"
-    _draw_ranges(ax, values.keys(), values.values(), color, label)
+    best = margin.max_margin(size[1], size[0])
+    shares = [weight / best for weight in found]
+    _draw_ranges(ax, shares, found.values(), color, label)
   ax.axhline(1, color=_GREY, linestyle=":", linewidth=1)
   ax.set_xscale("log")
   ax.xaxis.set_minor_formatter(ticker.NullFormatter())

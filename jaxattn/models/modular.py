@@ -15,8 +15,7 @@ residual connection or network. With the embedding E a head asks by the numbers
 
 .. math:: A_h = E W_K W_Q^\top E^\top
 
-of each pair of key and query, up to what does not depend on the key. Source:
-arXiv 2402.09469, sections 5 and 6.
+of each pair of key and query, up to what does not depend on the key.
 Source:
 arXiv 2402.09469, sections 5 and 6.
 """
@@ -71,9 +70,11 @@ class ModularTransformer(nn.Module):
 
   Tokens are embedded, attend to each other in ``num_heads`` heads, and the mean
   over positions of what comes out is mapped to p logits: the order of the terms
-  cannot matter. There are no biases, positions, residual connections or norms.
+  cannot matter. Read out at the last position alone, such a model memorizes its
+  training data. There are no biases, positions, residual connections or norms.
 
-  Called on (n, k) integers in [0, p), it returns (n, p).
+  Called on (n, k) integers in [0, p), it returns (n, p); NaN for an input out
+  of range, of which only tracing keeps from refusing it.
 
   Attributes:
     modulus: p.
@@ -119,7 +120,9 @@ class ModularTransformer(nn.Module):
       embedding_init=nn.initializers.normal(self.embed_std),
       name="embed",
     )
-    z = embed(inputs)
+    # A negative number, which only tracing lets in, must not count from the
+    # end: it gives NaN as those from p on do.
+    z = embed(jnp.where(inputs < 0, self.modulus, inputs))
     heads = self.num_heads, self.head_dim
     query, key, value = (
       nn.DenseGeneral(heads, use_bias=False, name=name)(z)
@@ -244,7 +247,8 @@ def train_poly_net(
     learning_rate: the largest.
     reg_weight: lambda, of the (k + 1)-th power of the norm: well below
       :func:`jaxattn.ntk.max_margin`, or everything goes to 0.
-    batch_size: inputs of a step, drawn with replacement; None = all of them.
+    batch_size: inputs of a step, drawn with replacement; None = all of them,
+      which is the better choice up to some 2^15; 1024 do beyond.
     rng: PRNG key, for batches only.
     log_every: steps from one entry of the history to the next; None =
       ``num_steps``.

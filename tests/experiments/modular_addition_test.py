@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments import harness
 from experiments import modular_addition as experiment
@@ -36,6 +37,60 @@ def test_exact_point():
   assert (found["lattice"], found["grid3"], found["paper"]) == (12, 18, 16)
 
 
+def _point(value):
+  ones = np.ones(3)
+  return {
+    "margin": value,
+    "power_share": value * ones,
+    "coverage": value,
+    "alignment": value,
+    "active": 3,
+    "power_share_before": ones,
+  }
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_seed_that_failed_is_seen(place):
+  config = harness.load_config(f"{_CONFIG}:cpu")
+  points = [_point(1.0)] * 3
+  points[place] = _point(np.nan)
+  size = (3, 7, 96, config.weight, 5000)
+  checks = experiment._trained_checks(
+    config, {size: points}, [size], config.accepted
+  )
+  assert np.isnan([check.measured for check in checks[:3]]).all()
+  assert harness.decide(checks) != "reproduced"
+  checks = experiment._point_checks(config, "", points, True)
+  assert np.isnan([check.measured for check in checks]).all()
+
+
+def test_what_decides_of_a_sweep():
+  config = harness.load_config(f"{_CONFIG}:cpu")
+  decides = functools.partial(experiment._decides, config)
+  assert decides(3, 1.0, 1e-4)
+  assert decides(4, 2.0, 1e-5)
+  assert decides(2, 4.0, 1e-4)
+  assert not decides(2, 2.0, 1e-4)
+  assert not decides(3, 0.5, 1e-4)
+  assert not decides(3, 1.0, 1e-3)
+
+
+def test_steps_to_know():
+  point = {
+    "step": np.array([2, 4, 6]),
+    "train": np.array([0.5, 0.99, 0.9]),
+    "test": np.array([0.5, 0.9, 0.98]),
+  }
+  assert experiment.first_step(point, "train") == 4
+  assert experiment.first_step(point, "test") == np.inf
+  # What is not reached has no row.
+  found = [x.measured for x in experiment._step_checks([point], "")]
+  assert found == [0, 4]
+  other = {**point, "test": np.array([0.9, 0.9, 1.0])}
+  found = [x.measured for x in experiment._step_checks([other], "")]
+  assert found == [1, 4, 6, 2]
+
+
 def test_full_size_is_traced():
   config = harness.load_config(f"{_CONFIG}:full")
   shape = jax.ShapeDtypeStruct
@@ -63,11 +118,22 @@ def test_full_size_is_traced():
     assert history.loss.shape == (steps // config.split_every + 1,)
     # The weight leaves room for something else than zero.
     assert weight < 0.1 * margin.max_margin(p, k)
-  model = experiment.attention_model(config)
-  terms = shape((8, config.attention_terms), jnp.int32)
-  params = jax.eval_shape(model.init, rng, terms)
-  logits = jax.eval_shape(model.apply, params, terms)
-  assert logits.shape == (8, config.attention_modulus)
+  for k, p in config.attention:
+    model = experiment.attention_model(config, p)
+    half = shape((p**k // 2, k), jnp.int32), shape((p**k // 2,), jnp.int32)
+    batch = jax.eval_shape(
+      lambda rng, half: experiment.batch_of(
+        rng, 0, half, config.attention_batch
+      ),
+      rng,
+      half,
+    )
+    params = jax.eval_shape(model.init, rng, half[0])
+    loss = functools.partial(experiment.attention_loss, model.apply)
+    grads = jax.eval_shape(jax.grad(loss, has_aux=True), params, batch, rng)[0]
+    assert jax.tree.structure(grads) == jax.tree.structure(params)
+    # What all heads hold of a batch fits.
+    assert len(batch[1]) * k * config.num_heads * config.head_dim < 2**27
   k, p = config.grokking[-1]
   model = experiment.grokking_model(config, p)
   half = shape((p**k // 2, k), jnp.int32), shape((p**k // 2,), jnp.int32)
@@ -85,7 +151,7 @@ def test_full_size_is_traced():
 
 def test_smoke(tmp_path):
   with jax.enable_x64(False):
-    verdict = smoke.run_twice("modular_addition", tmp_path, num_checks=8)
+    verdict = smoke.run_twice("modular_addition", tmp_path, num_checks=10)
   measured = verdict.measured
   assert measured["exact networks, largest error of margin / gamma*"] < 1e-9
   # With a weight this small the margin of a trained network is near the best.

@@ -172,6 +172,13 @@ def test_order_of_terms_does_not_matter():
   )
 
 
+def test_what_is_out_of_range_is_not_wrapped():
+  params, inputs = _model()
+  bad = inputs[:3].at[0, 1].set(-1).at[2, 0].set(7)
+  out = jax.jit(_MODEL.apply)(params, bad)
+  np.testing.assert_array_equal(np.isnan(out).all(1), [True, False, True])
+
+
 def test_attention_matrices():
   params, _ = _model()
   layers = params["params"]
@@ -200,8 +207,10 @@ def test_shares_in_two_dimensions():
     return modular.fourier2d_share(matrices, num_bins=num_bins)
 
   # Power 1/2 in two bins, 1/4 in four.
-  np.testing.assert_allclose(shares(2), [1, 1 / 2, 2 / 3, 0], atol=1e-12)
-  np.testing.assert_allclose(shares(4), [1, 1, 5 / 6, 0], atol=1e-12)
+  np.testing.assert_allclose(
+    shares(2), [1, 1 / 2, 2 / 3, 0], rtol=0, atol=1e-12
+  )
+  np.testing.assert_allclose(shares(4), [1, 1, 5 / 6, 0], rtol=0, atol=1e-12)
   noise = jax.random.normal(jax.random.key(0), (n, n))
   np.testing.assert_allclose(
     modular.fourier2d_share(noise, num_bins=n * n), 1, rtol=1e-6

@@ -99,7 +99,7 @@ def fourier_network(
   Args:
     modulus: p, odd.
     num_terms: k, at least 2.
-    kind: which design.
+    kind: which design; beside phases it must be left out.
     phases: another design, the (s, n) of :func:`is_exact_design`.
     dtype: of the parameters, which are computed in float64.
 
@@ -228,11 +228,15 @@ def _first_harmonic(steps: np.ndarray, n: int) -> tuple[int, ...] | None:
 
 def _harmonics(k: int) -> np.ndarray:
   """(N, k): h + 1 for all h of the sum, the simplest first."""
-  found = [
-    tuple(x + 1 for x in h)
-    for h in itertools.product(range(-k, k + 1), repeat=k)
-    if sum(map(abs, h)) <= k and (sum(h) - k) % 2 == 0
-  ]
+  # With each h what is left of k: all (2 k + 1)^k of the cube would be many.
+  rows: list[tuple[tuple[int, ...], int]] = [((), k)]
+  for _ in range(k):
+    rows = [
+      ((*h, x), left - abs(x))
+      for h, left in rows
+      for x in range(-left, left + 1)
+    ]
+  found = [tuple(x + 1 for x in h) for h, left in rows if left % 2 == 0]
   found.remove((0,) * k)
   return np.array(sorted(found, key=lambda h: (sum(map(abs, h)), -h[0], h)))
 

@@ -158,10 +158,10 @@ def normalize(params: PolyNet) -> PolyNet:
   The margin is then that of the network over norm^(k + 1).
 
   Args:
-    params: m neurons, not all 0.
+    params: m neurons.
 
   Returns:
-    Parameters of norm 1.
+    Parameters of norm 1; those that are all 0 stay so.
 
   Raises:
     ValueError: if shapes or dtypes do not fit.
@@ -181,6 +181,7 @@ def normalize(params: PolyNet) -> PolyNet:
   """
   params = check_network(params)
   norm = _group_norm(params)
+  norm = jnp.where(norm > 0, norm, 1)
   return PolyNet(params.inner / norm, params.outer / norm)
 
 
