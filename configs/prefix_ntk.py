@@ -7,7 +7,8 @@ cpu, 2 cores: about two minutes. Expect "reproduced": trained prefixes of
 ever more tokens come closer to the prediction of the limit kernel, by about
 m^-0.4 on digits, and at 1024 tokens classify them as well as the kernel does to
 within 1.5 points (about 98 % of test images). smoke: seconds, decides nothing.
-full, one accelerator, not run yet: prefixes of 2^18 tokens.
+full, one accelerator, not run yet: prefixes of 2^18 tokens, also beside each
+head of a layer that 4096 positions go through.
 """
 
 import ml_collections
@@ -54,6 +55,13 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   # States in place of these prefixes.
   config.degrees = (2, 4)
 
+  # A frozen causal layer: heads, sequences of a half, tokens, size of a head.
+  config.layer_shape = (4, 8, 16, 16)
+  config.layer_lengths = (64, 256, 1024)
+  config.layer_steps = 200
+  # First outputs of a head that are learned.
+  config.layer_outputs = 2
+
   config.accepted = ml_collections.ConfigDict()
   config.accepted.distance_slope = (-0.6, -0.28)
   # In points of accuracy.
@@ -78,10 +86,16 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
     config.row_lengths = (16, 32, 64)
     config.num_images = 3
     config.degrees = (2,)
+    config.layer_shape, config.layer_lengths = (2, 2, 4, 8), (16, 32, 64)
+    config.layer_steps = 5
   elif tier == "full":
     config.lengths = tuple(4**i for i in range(2, 10))
     config.scale_lengths = tuple(4**i for i in range(3, 10))
     config.row_lengths = tuple(4**i for i in range(2, 10))
     config.num_seeds = config.scale_seeds = 8
     config.num_images = 64
+    config.layer_shape = (8, 16, 256, 64)
+    config.layer_lengths = tuple(4**i for i in range(3, 10))
+    # The limit kernel of all positions has as many rows for each output.
+    config.layer_outputs = 1
   return config

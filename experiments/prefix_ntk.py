@@ -1,6 +1,6 @@
 """Prefixes in the kernel regime: finite against infinite length.
 
-Four questions about arXiv 2406.14036, on prefixes of m trained keys and values:
+Five questions about arXiv 2406.14036, on prefixes of m trained keys and values:
 
 1. Images of digits, no context: how near does a trained prefix come to kernel
    regression with the limit kernel, in accuracy, outputs and loss?
@@ -10,9 +10,12 @@ Four questions about arXiv 2406.14036, on prefixes of m trained keys and values:
 3. Rows of an image as tokens, each of which sees those before it: how near are
    kernel and training to the limit when each datum has a context of its own?
 4. How well do states of fixed size stand in for the prefixes trained there?
+5. A frozen causal layer of several heads, with weights and tokens drawn at
+   random: how near is a prefix of each head to its limit?
 """
 
 import functools
+import math
 import os
 from typing import Any
 
@@ -43,11 +46,12 @@ from jaxattn.ntk import (
   kernel_factor,
   prefix_limit_kernel,
   prefix_ntk,
+  prefix_output,
   required_length,
   train_prefix,
 )
 from jaxattn.scaling import Slope, fit_slope, sweep
-from jaxattn.softmax import Prefix
+from jaxattn.softmax import Prefix, prefix_init
 
 # Scales of the output, as powers of the length.
 SCALES = {"1": 0.0, r"\sqrt{m}": 0.5, "m": 1.0}
@@ -73,12 +77,17 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
     wd.point(f"rows/m={m}", functools.partial(rows_point, config, m))
     for m in harness.progress(config.row_lengths, "rows")
   )
+  layer = _stack(
+    wd.point(f"layer/m={m}", functools.partial(layer_point, config, m))
+    for m in harness.progress(config.layer_lengths, "layer")
+  )
   values = {
     **{f"digits, {name}": x for name, x in (digits | kernel).items()},
     **{f"scales, {name}": x for name, x in scales.items()},
     **{f"rows, {name}": x for name, x in rows.items()},
+    **{f"layer, {name}": x for name, x in layer.items()},
   }
-  figure = _draw(config, digits | kernel, scales, rows)
+  figure = _draw(config, digits | kernel, scales, rows, layer)
   harness.save_figure(wd, figure, values)
   return harness.finish(
     wd,
@@ -93,6 +102,7 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
       *_digits_checks(config, digits | kernel),
       *_scale_checks(config, scales),
       *_rows_checks(config, rows),
+      *_layer_checks(config, layer),
     ],
   )
 
@@ -195,9 +205,13 @@ def kernel_point(config: Config) -> Point:
 
 
 def _kernel(
-  prefix: Prefix, x: jax.Array, context: PrefixContext | None = None
+  prefix: Prefix,
+  x: jax.Array,
+  context: PrefixContext | None = None,
+  prefix_bias: float = 0.0,
 ) -> jax.Array:
-  return prefix_ntk(prefix.key[:, 0], prefix.value[:, 0], x, None, context)
+  key, value = prefix.key[:, 0], prefix.value[:, 0]
+  return prefix_ntk(key, value, x, None, context, prefix_bias=prefix_bias)
 
 
 def _predicted_loss(
@@ -322,16 +336,20 @@ def rows(num_images: int) -> tuple[jax.Array, jax.Array]:
   return images[:, :, :-1], images[:, :, 1:]
 
 
-def causal_context(x: jax.Array) -> PrefixContext:
+def causal_context(
+  query: jax.Array, key: jax.Array, value: jax.Array
+) -> PrefixContext:
   """What positions of sequences (b, t, d) see of themselves and those before.
 
   One causal pass for all of them.
   """
-  heads = x[:, :, None]
   output, log_mass = softmax_attention(
-    heads, heads, heads, scale=1.0, is_causal=True, return_residual=True
+    *(z[:, :, None] for z in (query, key, value)),
+    scale=1.0,
+    is_causal=True,
+    return_residual=True,
   )
-  return PrefixContext(output.reshape(-1, x.shape[-1]), log_mass.ravel())
+  return PrefixContext(output.reshape(-1, value.shape[-1]), log_mass.ravel())
 
 
 @functools.cache
@@ -346,7 +364,7 @@ def rows_kernel(num_images: int) -> tuple[KernelFactor, jax.Array]:
 
 
 def _flat(x: jax.Array) -> tuple[jax.Array, PrefixContext]:
-  return x.reshape(-1, x.shape[-1]), causal_context(x)
+  return x.reshape(-1, x.shape[-1]), causal_context(x, x, x)
 
 
 def rows_point(config: Config, m: int) -> Point:
@@ -454,6 +472,122 @@ def state_errors(
   return errors
 
 
+# --- a layer of several heads ---
+
+
+def layer(config: Config) -> np.ndarray:
+  """Queries, keys and values of a causal layer that nobody trained.
+
+  Tokens are normal, and weights of such a size that keys and values are like
+  the entries of a prefix, and scaled queries of a norm near 1.
+
+  Returns:
+    (heads, 3, 2, sequences, tokens, head size): a half to train on, one to
+    test with.
+  """
+  heads, sequences, tokens, dim = config.layer_shape
+  rng = np.random.default_rng(config.data_seed)
+  x = rng.standard_normal((2, sequences, tokens, heads * dim))
+  w = rng.standard_normal((3, heads * dim, heads, dim)) / (heads * dim) ** 0.5
+  w[0] /= dim**0.5
+  return np.einsum("psti,kihd->hkpstd", x, w).astype(np.float32)
+
+
+def layer_point(config: Config, m: int) -> Point:
+  """(seeds, heads) of each number."""
+  heads = layer(config)
+  rngs = jax.random.split(jax.random.key(config.seed), len(heads))
+  found = [head_point(config, m, *both) for both in zip(rngs, heads)]
+  return {name: np.stack([f[name] for f in found], 1) for name in found[0]}
+
+
+def head_point(config: Config, m: int, rng: jax.Array, head: np.ndarray) -> Any:
+  """One head: kernel and outputs at the start, and what a prefix learns.
+
+  Of all outputs of a head only the first, as many as the limit kernel of all
+  positions has room for. It learns how one short prefix differs from another.
+  """
+  # As much weight as half of a sequence has.
+  bias = math.log(head.shape[-2] / 2)
+  options = {"prefix_bias": bias}
+  (x, context), (other, other_context) = (
+    _head_data(half, config.layer_outputs) for half in np.swapaxes(head, 0, 1)
+  )
+  y = _differences(rng, x, context, bias)
+  few = np.linspace(0, len(x) - 1, min(config.num_kernel, len(x))).astype(int)
+  few_context = PrefixContext(*(z[few] for z in context))
+  limit = prefix_limit_kernel(x[few], None, few_context, **options)
+  log_prefix = bias + jnp.square(x).sum(-1) / 2
+  share = jax.nn.sigmoid(context.log_mass - log_prefix)
+
+  def one(rng: jax.Array, length: int) -> Any:
+    _, history = train_prefix(
+      rng,
+      x,
+      y,
+      context,
+      length=length,
+      learning_rate_fraction=config.row_fraction,
+      num_steps=config.layer_steps,
+      x_eval=other,
+      context_eval=other_context,
+      **options,
+    )
+    heads = history.initial.key[:, 0], history.initial.value[:, 0]
+    start = prefix_output(*heads, x, context, **options)
+    return {
+      "gap": distance(
+        _kernel(history.initial, x[few], few_context, bias), limit
+      ),
+      "start": distance(start, share[:, None] * context.output),
+      "learning_rate": history.learning_rate,
+      "output": history.output_eval,
+    }
+
+  values = sweep(rng, one, (m,), config.num_seeds, memory_limit=1).values
+  found = {name: np.asarray(z[0]) for name, z in values.items()}
+  outputs, rates = found.pop("output"), found.pop("learning_rate")
+  with jax.enable_x64(True):
+    wide = (x, other, context, other_context, y)
+    x, other, context, other_context, y = jax.tree.map(jnp.float64, wide)
+    factor = kernel_factor(prefix_limit_kernel(x, None, context, **options))
+    k_test = prefix_limit_kernel(other, x, other_context, context, **options)
+    predictions = [
+      descent_test(factor, k_test, y, float(m * rate), config.layer_steps)
+      for rate in rates
+    ]
+  distances = map(distance, outputs, map(np.asarray, predictions))
+  sampling = sampling_error(np.asarray(x)[few], block_norms(limit))
+  return found | {
+    "distance": np.array(list(distances)),
+    "sampling": np.full(config.num_seeds, sampling),
+  }
+
+
+def _head_data(
+  head: np.ndarray, num_outputs: int
+) -> tuple[jax.Array, PrefixContext]:
+  """Queries of all positions, and what each of them sees."""
+  query, key, value = map(jnp.asarray, head)
+  context = causal_context(query, key, value[..., :num_outputs])
+  return query.reshape(-1, query.shape[-1]), context
+
+
+def _differences(
+  rng: jax.Array, x: jax.Array, context: PrefixContext, bias: float
+) -> jax.Array:
+  """What one prefix of 16 says and another does not; standard deviation 1."""
+  size = context.output.shape[1]
+  one, other = (
+    prefix_output(p.key[:, 0], p.value[:, 0], x, context, prefix_bias=bias)
+    for p in (
+      prefix_init(r, 16, 1, x.shape[1], value_dim=size)
+      for r in jax.random.split(jax.random.fold_in(rng, 0))
+    )
+  )
+  return (one - other) / (one - other).std()
+
+
 # --- checks ---
 
 
@@ -506,6 +640,7 @@ def _digits_checks(config: Config, digits: Point) -> list[harness.Check]:
     ),
     *(harness.Check(f"accuracy, m={m}, %", a) for m, a in accuracy.items()),
     *(harness.Check(f"distance, m={m}", x) for m, x in distances.items()),
+    *_gap_checks("digits", lengths, digits["gap"], digits["sampling"]),
     harness.Check(f"length for a gap of {config.gap:g}", need.length),
     harness.Check("the same, least of its interval", need.interval[0]),
     harness.Check("the same, most of its interval", need.interval[1]),
@@ -513,6 +648,22 @@ def _digits_checks(config: Config, digits: Point) -> list[harness.Check]:
       f"length for a gap of {config.gap:g} by the error of sampling",
       (digits["sampling"] / config.gap) ** 2,
     ),
+  ]
+
+
+def _gap_checks(
+  what: str, lengths: Any, gaps: np.ndarray, sampling: float
+) -> list[harness.Check]:
+  """Of kernels at the start from the limit, beside what sampling predicts."""
+  return [
+    check
+    for m, gap in zip(lengths, medians(gaps), strict=True)
+    for check in (
+      harness.Check(f"{what}: gap between kernels, m={m}", gap),
+      harness.Check(
+        f"{what}: error of sampling, m={m}", sampling / math.sqrt(m)
+      ),
+    )
   ]
 
 
@@ -552,8 +703,8 @@ def _scale_checks(config: Config, scales: Point) -> list[harness.Check]:
 
 def _rows_checks(config: Config, rows: Point) -> list[harness.Check]:
   lengths, last = config.row_lengths, config.row_lengths[-1]
-  means = {
-    name: x[-1].mean()
+  errors = {
+    name: np.median(x[-1])
     for name, x in rows.items()
     if name.startswith(("output, ", "learned, "))
   }
@@ -568,6 +719,7 @@ def _rows_checks(config: Config, rows: Point) -> list[harness.Check]:
       _slope(lengths, rows["distance"], config.fit_from).slope,
       *config.accepted.distance_slope,
     ),
+    *_gap_checks("rows", lengths, rows["gap"], rows["sampling"][0, 0]),
     harness.Check(
       f"variance of the next row explained, m={last}",
       np.median(rows["explained"][-1]),
@@ -577,7 +729,36 @@ def _rows_checks(config: Config, rows: Point) -> list[harness.Check]:
     ),
     *(
       harness.Check(f"error of a state, m={last}: {name}", error)
-      for name, error in means.items()
+      for name, error in errors.items()
+    ),
+  ]
+
+
+def _layer_checks(config: Config, layer: Point) -> list[harness.Check]:
+  """Of arrays (lengths, seeds, heads): for each head, and over all of them."""
+  lengths, last = config.layer_lengths, config.layer_lengths[-1]
+  found = {name: medians(x) for name, x in layer.items()}
+  names = {
+    "gap": "gap of the kernel at the start",
+    "start": "outputs at the start from their limit",
+    "distance": "outputs from the kernel's",
+  }
+  return [
+    *(
+      harness.Check(
+        f"layer, slope in m: {what}",
+        fit_slope(lengths, np.median(found[name], 1)).slope,
+      )
+      for name, what in names.items()
+    ),
+    *(
+      harness.Check(f"layer, m={last}, head {i}: {what}", x)
+      for name, what in names.items()
+      for i, x in enumerate(found[name][-1])
+    ),
+    harness.Check(
+      f"layer, m={last}: error of sampling",
+      np.median(found["sampling"][-1]) / math.sqrt(last),
     ),
   ]
 
@@ -585,15 +766,18 @@ def _rows_checks(config: Config, rows: Point) -> list[harness.Check]:
 # --- figure ---
 
 
-def _draw(config: Config, digits: Point, scales: Point, rows: Point) -> Figure:
+def _draw(
+  config: Config, digits: Point, scales: Point, rows: Point, layer: Point
+) -> Figure:
   harness.use_style()
-  figure, axes = plt.subplots(3, 2, figsize=(12.5, 14))
+  figure, axes = plt.subplots(4, 2, figsize=(12.5, 18.5))
   _draw_accuracy(axes[0, 0], config, digits)
   _draw_distance(axes[0, 1], config, digits)
   _draw_loss(axes[1, 0], config, digits)
   _draw_scales(axes[1, 1], config, scales)
   _draw_rows(axes[2, 0], config, rows)
   _draw_states(axes[2, 1], config, rows)
+  _draw_layer(axes[3], config, layer)
   return figure
 
 
@@ -713,6 +897,28 @@ def _draw_states(ax: Axes, config: Config, rows: Point) -> None:
   # Room for the legend.
   ax.set_ylim(bottom=ax.get_ylim()[0] / 30)
   ax.legend(fontsize=8.5, ncols=2, loc="lower left")
+
+
+def _draw_layer(axes: Any, config: Config, layer: Point) -> None:
+  """Medians over seeds: dots over heads too, a pale line for each head."""
+  lengths = config.layer_lengths
+  for ax, parts in zip(
+    axes,
+    ({"gap": "kernel at the start"}, {"distance": "trained", "start": "start"}),
+    strict=True,
+  ):
+    for (name, label), color in zip(parts.items(), harness.PALETTE):
+      found = medians(layer[name])
+      ax.loglog(lengths, found, color=color, alpha=0.3, lw=1)
+      ax.set_prop_cycle(color=[color])
+      harness.plot_loglog(ax, lengths, np.median(found, 1), label=label)
+    ax.set(xlabel="m, length of the prefix", ylabel="relative distance")
+  _draw_sampling(axes[0], lengths, np.median(layer["sampling"]))
+  num_heads = config.layer_shape[0]
+  axes[0].set_title(f"A causal layer of {num_heads} heads: kernels")
+  axes[1].set_title("The same: outputs from their limit")
+  for ax in axes:
+    ax.legend()
 
 
 def _label_lengths(ax: Axes, lengths: Any) -> None:

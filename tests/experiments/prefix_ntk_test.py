@@ -27,7 +27,7 @@ def test_digits_are_split_centered_and_of_unit_norm():
 def test_rows_see_those_before_them():
   x, y = experiment.rows(3)
   np.testing.assert_array_equal(x[:, :, 1:], y[:, :, :-1])
-  context = experiment.causal_context(x[0])
+  context = experiment.causal_context(x[0], x[0], x[0])
   position = x[0, 1, 4]
   weights = jnp.exp(x[0, 1, :5] @ position)
   np.testing.assert_allclose(context.log_mass[7 + 4], jnp.log(weights.sum()))
