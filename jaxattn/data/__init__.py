@@ -30,6 +30,7 @@ from jaxattn.data.residual_ssm import (
   sample_sign_inconsistent as sample_sign_inconsistent,
 )
 from jaxattn.data.separation import separation_dataset as separation_dataset
+from jaxattn.data.sequences import match3_batch as match3_batch
 from jaxattn.data.sequences import recall_batch as recall_batch
 from jaxattn.data.sequences import (
   single_location_batch as single_location_batch,
@@ -67,6 +68,7 @@ __all__ = [
   "load_series",
   "load_text",
   "load_tu",
+  "match3_batch",
   "modular_split",
   "pad_graphs",
   "permutation_floor",

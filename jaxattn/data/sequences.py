@@ -1,4 +1,4 @@
-"""Sequences that attention must search: one location, or pairs to recall."""
+"""Sequences to search: one location, pairs to recall, triples to match."""
 
 import functools
 from typing import Any
@@ -155,3 +155,57 @@ def _recall(
     )
   )
   return tokens, targets, mask
+
+
+def match3_batch(
+  rng: jax.Array, batch_size: int, length: int, modulus: int
+) -> tuple[jax.Array, jax.Array]:
+  r"""Match3: does a token complete a sum of three to a multiple of M?
+
+  Tokens are uniform on 0 to M - 1. Token i is labeled True if there are
+  positions j and l, which may be equal to each other and to i, with
+  :math:`x_i + x_j + x_l \equiv 0 \pmod M`. One layer of attention to pairs of
+  tokens can tell; of attention to single tokens it takes many heads or layers.
+
+  Args:
+    rng: PRNG key.
+    batch_size: sequences to draw.
+    length: tokens in a sequence.
+    modulus: M, at least 2.
+
+  Returns:
+    Tokens (batch_size, length) int32, and labels, boolean of the same shape.
+
+  Raises:
+    ValueError: if a size is not positive or the modulus less than 2.
+
+  Cost:
+    O(batch_size (length^2 + M)).
+
+  Source:
+    the task of arXiv 2306.02896, with labels for all tokens.
+
+  Example:
+    >>> import jax
+    >>> from jaxattn.data import match3_batch
+    >>> tokens, labels = match3_batch(jax.random.key(0), 3, 8, 64)
+    >>> tokens.shape, labels.shape
+    ((3, 8), (3, 8))
+  """
+  _checks.check_integer("batch_size", batch_size, 1, None)
+  _checks.check_integer("length", length, 1, None)
+  _checks.check_integer("modulus", modulus, 2, 1 << 30)
+  return _match3(rng, batch_size, length, modulus)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _match3(
+  rng: jax.Array, batch_size: int, length: int, modulus: int
+) -> tuple[jax.Array, jax.Array]:
+  shape = (batch_size, length)
+  tokens = jax.random.randint(rng, shape, 0, modulus, jnp.int32)
+  pairs = (tokens[:, :, None] + tokens[:, None]) % modulus
+  row = jnp.arange(batch_size, dtype=jnp.int32)[:, None]
+  found = jnp.zeros((batch_size, modulus), bool)
+  found = found.at[row, pairs.reshape(batch_size, -1)].set(True)
+  return tokens, found[row, -tokens % modulus]

@@ -80,6 +80,7 @@ from jaxattn.models.separation import (
   separation_transition as separation_transition,
 )
 from jaxattn.models.separation import separation_weight as separation_weight
+from jaxattn.models.tensor import TensorAttention as TensorAttention
 from jaxattn.models.transformer import Transformer as Transformer
 from jaxattn.models.transformer import TransformerConfig as TransformerConfig
 from jaxattn.models.transformer import TransformerStats as TransformerStats
@@ -107,6 +108,7 @@ __all__ = [
   "PolyHistory",
   "PooledRegressor",
   "ScalarAttentionHistory",
+  "TensorAttention",
   "Transformer",
   "TransformerConfig",
   "TransformerStats",

@@ -7,6 +7,7 @@ is not listed fails the suite.
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -20,13 +21,15 @@ from jaxattn.attention import (
   linear_attention,
   ntk_attention,
   polynomial_attention,
+  polynomial_tensor_attention,
   prefix_attention,
   relu_attention,
   softmax_attention,
+  tensor_attention,
 )
 from jaxattn.attention.topk import topk_attention
 from jaxattn.features import favor_map, polynomial_coefficients, taylor_map
-from tests._dense import dense_attention, float64
+from tests._dense import dense_attention, float64, softmax
 
 # Batch 8: it is also sharded over 8 devices. Blocks and chunks of the members
 # are chosen to leave remainders in 16 queries and keys.
@@ -52,6 +55,9 @@ class Member(NamedTuple):
     has_prefix: a query that sees no key attends to a prefix, and gives no 0.
     no_keys: without any key, S = 0, it attends to its prefix; others refuse.
     refuses: parameters that are there to say why they must be None.
+    in_pairs: it attends to pairs of keys: each call passes the suite's keys and
+      values as the first ones, and reversed along their last axis, which no
+      dtype rounds, as the second ones.
   """
 
   fn: Callable[..., Any]
@@ -62,6 +68,24 @@ class Member(NamedTuple):
   has_prefix: bool = False
   no_keys: bool = False
   refuses: tuple[str, ...] = ()
+  in_pairs: bool = False
+
+  @property
+  def num_arrays(self) -> int:
+    """How many of the first parameters are query, keys and values."""
+    return 5 if self.in_pairs else 3
+
+  def words(self, message: str) -> str:
+    """What this member says where another one says ``message``."""
+    if not self.in_pairs:
+      return message
+    return re.sub(r"\b(key|value|key_mask)\b", r"\g<1>1", message)
+
+  def can_be_causal(self, num_queries: int, num_keys: int) -> bool:
+    """Whether it takes ``is_causal`` with these lengths."""
+    return self.takes("is_causal") and (
+      not self.in_pairs or num_queries == num_keys
+    )
 
   def takes(self, name: str) -> bool:
     """Whether the function has a parameter of this name, and use for it."""
@@ -83,9 +107,13 @@ class Member(NamedTuple):
     if seen is not None and self.takes("mask"):
       options["mask"] = seen
     elif seen is not None:
-      options["key_mask"] = seen[..., 0, 0, :]
+      names = ("key_mask1", "key_mask2") if self.in_pairs else ("key_mask",)
+      options |= dict.fromkeys(names, seen[..., 0, 0, :])
     options = dict(self.options(key.shape[-3])) | options
-    return self.fn(query, key, value, **options)
+    arrays = (key, value)
+    if self.in_pairs:
+      arrays = (key, jnp.flip(key, -1), value, jnp.flip(value, -1))
+    return self.fn(query, *arrays, **options)
 
   def hide(self, seen: np.ndarray) -> np.ndarray:
     """The part of a full mask (B, N, T, S) that the function can honour."""
@@ -253,6 +281,41 @@ def _quadratic_state(num_keys: int, seed: int = 0) -> PrefixState:
   return PrefixState(z, phi.sum(0))
 
 
+def _tensor_oracle(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  *,
+  seen: Any,
+  scale: float | None,
+  kernel: Callable[[jax.Array], jax.Array] | None = None,
+) -> jax.Array:
+  """All logits of all pairs; another kernel than exp."""
+  groups = query.shape[-2] // key.shape[-2]
+  key, value = (jnp.repeat(x, groups, -2) for x in (key, value))
+  scale = query.shape[-1] ** -0.5 if scale is None else scale
+  logits = scale * jnp.einsum(
+    "...tnh,...snh,...unh->...ntsu", query, key, key[..., ::-1]
+  )
+  both = jnp.broadcast_to(seen[..., None] & seen[..., None, :], logits.shape)
+  rows = (*logits.shape[:-2], -1)
+  if kernel is None:
+    weights = softmax(logits.reshape(rows), both.reshape(rows))[0]
+  else:
+    weights = jnp.where(both, kernel(logits), 0).reshape(rows)
+    total = weights.sum(-1, keepdims=True)
+    weights = weights / jnp.where(total == 0, 1, total)
+  weights = weights.reshape(logits.shape)
+  return jnp.einsum(
+    "...ntsu,...snh,...unh->...tnh", weights, value, value[..., ::-1]
+  )
+
+
+def _quadratic_minimax(s: jax.Array) -> jax.Array:
+  a, b, c = polynomial_coefficients(2, 3.0)
+  return a + b * s + c * s * s
+
+
 def _full(fill: Any, *shape: int) -> np.ndarray:
   return np.full(shape, fill)
 
@@ -408,6 +471,47 @@ _ALL = (
       "precision": _PRECISION,
     },
     refuses=("mask", "bias"),
+  ),
+  Member(
+    fn=tensor_attention,
+    oracle=_tensor_oracle,
+    options=lambda num_keys: {"chunk_size": 5},
+    effects={
+      "scale": 0.25,
+      "is_causal": True,
+      "key_mask1": _KEY_MASK,
+      "key_mask2": _KEY_MASK,
+    },
+    neutral={
+      "chunk_size": (None, 0),
+      "implementation": _IMPLEMENTATION,
+      "precision": _PRECISION,
+    },
+    in_pairs=True,
+  ),
+  Member(
+    fn=polynomial_tensor_attention,
+    oracle=functools.partial(_tensor_oracle, kernel=_quadratic_minimax),
+    options=lambda num_keys: {"degree": 2, "radius": 3.0, "chunk_size": 5},
+    effects={
+      "degree": 4,
+      "radius": 1.0,
+      "coefficients": "taylor",
+      "scale": 0.25,
+      "is_causal": True,
+      "key_mask1": _KEY_MASK,
+      "key_mask2": _KEY_MASK,
+    },
+    neutral={
+      "mask": (None, _MASK),
+      "bias": (None, np.float32(_MASK)),
+      "backward": ("closed_form", "nonsense"),
+      "chunk_size": (None, 0),
+      "implementation": _IMPLEMENTATION,
+      "precision": _PRECISION,
+    },
+    refuses=("mask", "bias"),
+    in_pairs=True,
   ),
 )
 
