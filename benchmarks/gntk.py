@@ -19,6 +19,7 @@ from absl import app
 from scipy import sparse
 
 from benchmarks import _race
+from experiments.gntk import connected_graphs
 from jaxattn.data import from_networkx, pad_graphs
 from jaxattn.ntk import graph_gntk
 
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> None:
   del argv
   molecules, atlas = (
     from_networkx(molecule_like(188)),
-    from_networkx(connected()),
+    from_networkx(connected_graphs(7)),
   )
   rows = [
     *race(molecules, "188 molecule-like graphs", _MOLECULE_BAR, None, 3),
@@ -152,15 +153,6 @@ def molecule_like(num: int) -> list[Any]:
     graph.add_edges_from(rng.choice(n, (2, 2), replace=False))
     graphs.append(graph)
   return graphs
-
-
-def connected() -> list[Any]:
-  """All connected graphs of 2 to 7 nodes."""
-  return [
-    g
-    for g in networkx.graph_atlas_g()
-    if len(g) > 1 and networkx.is_connected(g)
-  ]
 
 
 def _agree(ours: np.ndarray, peer: np.ndarray, name: str) -> None:

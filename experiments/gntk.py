@@ -13,7 +13,7 @@ Five questions about arXiv 2309.07452 and 1905.13192:
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -40,7 +40,7 @@ from jaxattn.numerics import (
   kernel_ridge_predict,
   loo_residuals,
 )
-from jaxattn.scaling import fit_slope, sweep
+from jaxattn.scaling import fit_slope
 
 _LEVELS = ("graphs", "nodes")
 _TARGETS = ("log spanning trees", "algebraic connectivity")
@@ -96,14 +96,14 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
 def _gaps(wd: harness.Workdir, level: str) -> dict[str, np.ndarray]:
   """(widths, seeds) distances."""
   config: Config = wd.config
-  points = [
-    wd.point(
-      f"gaps/{level}/width={width}",
-      functools.partial(gaps_point, config, level, width),
-    )
-    for width in harness.progress(config.widths, f"widths, {level}")
-  ]
-  return {key: np.stack([p[key] for p in points]) for key in points[0]}
+  return harness.sweep_widths(
+    wd,
+    f"gaps/{level}",
+    jax.random.key(config.seed),
+    distances(config, level),
+    config.widths,
+    config.num_seeds,
+  )
 
 
 def problem(
@@ -115,7 +115,7 @@ def problem(
     batch = _padded(adjacencies, features, np.float32)
     seen = np.arange(len(labels)) % config.labeled_every == 0
     return batch, labels, seen
-  adjacencies, features = from_networkx(_atlas(7))
+  adjacencies, features = from_networkx(connected_graphs(7))
   places = np.linspace(0, len(features) - 1, config.num_graphs).astype(int)
   rng = np.random.default_rng(config.seed)
   places = rng.permutation(places)
@@ -126,8 +126,8 @@ def problem(
   return batch, rng.normal(size=config.num_graphs), seen
 
 
-def gaps_point(config: Config, level: str, width: int) -> dict[str, np.ndarray]:
-  """(seeds,) distances of kernels, and of trained networks."""
+def distances(config: Config, level: str) -> Callable[..., Any]:
+  """Of a seed and a width: those of kernels, and of trained networks."""
   batch, targets, seen = problem(config, level)
   kernel = limit_kernel(config, level, batch)
   rate = config.rate / np.linalg.eigvalsh(kernel[seen][:, seen])[-1]
@@ -142,7 +142,7 @@ def gaps_point(config: Config, level: str, width: int) -> dict[str, np.ndarray]:
         config.num_steps,
       )
     )
-  fn = functools.partial(
+  return functools.partial(
     one_network,
     config,
     level,
@@ -153,9 +153,6 @@ def gaps_point(config: Config, level: str, width: int) -> dict[str, np.ndarray]:
     rate=float(rate),
     want=jnp.asarray(want, jnp.float32),
   )
-  rng = jax.random.key(config.seed)
-  found = sweep(rng, fn, (width,), config.num_seeds).values
-  return {key: np.asarray(x[0]) for key, x in found.items()}
 
 
 def limit_kernel(config: Config, level: str, batch: GraphBatch) -> np.ndarray:
@@ -227,7 +224,7 @@ def one_network(
 
 def atlas_point(config: Config) -> dict[str, Any]:
   """R^2 of the kernel and of colors, on graphs that were not fitted."""
-  graphs = _atlas(config.largest_graph)
+  graphs = connected_graphs(config.largest_graph)
   adjacencies, features = from_networkx(graphs)
   targets = np.array([_numbers(a) for a in adjacencies])
   order = np.random.default_rng(config.seed).permutation(len(graphs))
@@ -456,8 +453,8 @@ def large_point(config: Config) -> dict[str, float]:
 # --- graphs ---
 
 
-def _atlas(largest: int) -> list[Any]:
-  """Connected graphs of 2 to ``largest`` nodes, at most 7."""
+def connected_graphs(largest: int) -> list[Any]:
+  """All connected graphs of 2 to ``largest`` nodes, at most 7."""
   return [
     g
     for g in networkx.graph_atlas_g()

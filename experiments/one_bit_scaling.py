@@ -187,18 +187,15 @@ def _twins_by_width(
 ) -> Arrays:
   """(widths, seeds) of each number, a point of the store for each width."""
   config: Config = wd.config
-  fn = twins(num_steps, config.window)
-
-  def point(width: int) -> dict[str, Any]:
-    args = *data, learning_rate(config, data)
-    rng = jax.random.key(config.seed)
-    return sweep(rng, fn, (width,), config.num_seeds, args=args).values
-
-  points = [
-    wd.point(f"{name}/m={m}", functools.partial(point, m))
-    for m in harness.progress(widths, name)
-  ]
-  return {key: np.concatenate([p[key] for p in points]) for key in points[0]}
+  return harness.sweep_widths(
+    wd,
+    name,
+    jax.random.key(config.seed),
+    twins(num_steps, config.window),
+    widths,
+    config.num_seeds,
+    args=(*data, learning_rate(config, data)),
+  )
 
 
 def learning_rate(config: Config, data: Data) -> jax.Array:

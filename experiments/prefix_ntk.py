@@ -50,7 +50,7 @@ from jaxattn.ntk import (
   required_length,
   train_prefix,
 )
-from jaxattn.scaling import Slope, fit_slope, sweep
+from jaxattn.scaling import Slope, fit_slope
 from jaxattn.softmax import Prefix, prefix_init
 
 # Scales of the output, as powers of the length.
@@ -59,28 +59,17 @@ SCALES = {"1": 0.0, r"\sqrt{m}": 0.5, "m": 1.0}
 # A ConfigDict: what type a field has is known at run time only.
 Config = Any
 Point = dict[str, Any]
+Arrays = dict[str, np.ndarray]
 
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
   """Runs the experiment; see the module's docstring."""
   wd = harness.open_workdir(workdir, config)
-  digits = _stack(
-    wd.point(f"digits/m={m}", functools.partial(digits_point, config, m))
-    for m in harness.progress(config.lengths, "digits")
-  )
+  digits = sweep_digits(wd)
   kernel = wd.point("digits/kernel", functools.partial(kernel_point, config))
-  scales = _stack(
-    wd.point(f"scales/m={m}", functools.partial(scales_point, config, m))
-    for m in harness.progress(config.scale_lengths, "scales")
-  )
-  rows = _stack(
-    wd.point(f"rows/m={m}", functools.partial(rows_point, config, m))
-    for m in harness.progress(config.row_lengths, "rows")
-  )
-  layer = _stack(
-    wd.point(f"layer/m={m}", functools.partial(layer_point, config, m))
-    for m in harness.progress(config.layer_lengths, "layer")
-  )
+  scales = sweep_scales(wd)
+  rows = sweep_rows(wd)
+  layer = sweep_layer(wd)
   values = {
     **{f"digits, {name}": x for name, x in (digits | kernel).items()},
     **{f"scales, {name}": x for name, x in scales.items()},
@@ -105,12 +94,6 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
       *_layer_checks(config, layer),
     ],
   )
-
-
-def _stack(points: Any) -> dict[str, np.ndarray]:
-  """Arrays (lengths, seeds, ...) by name."""
-  points = list(points)
-  return {name: np.stack([p[name] for p in points]) for name in points[0]}
 
 
 # --- digits ---
@@ -138,8 +121,9 @@ def digits_kernel(num_train: int) -> tuple[KernelFactor, jax.Array]:
   return kernel_factor(prefix_limit_kernel(x)), prefix_limit_kernel(x_test, x)
 
 
-def digits_point(config: Config, m: int) -> Point:
+def sweep_digits(wd: harness.Workdir) -> Arrays:
   """What each seed came to, beside the prediction of the limit kernel."""
+  config: Config = wd.config
   x, y, x_test, labels = digits(config.num_train)
 
   def one(rng: jax.Array, length: int) -> Any:
@@ -163,25 +147,34 @@ def digits_point(config: Config, m: int) -> Point:
       "gap": distance(first, limit),
     }
 
+  def then(m: int, found: Arrays) -> Point:
+    outputs = found.pop("output")
+    with jax.enable_x64(True):
+      factor, k_test = digits_kernel(config.num_train)
+      moved, losses = [], []
+      for rate in m * found["learning_rate"].astype(float):
+        args = jnp.asarray(y), float(rate)
+        moved.append(descent_test(factor, k_test, *args, config.num_steps))
+        losses.append(_predicted_loss(factor, *args, config.num_steps))
+    predictions, losses = map(np.asarray, (moved, losses))
+    return found | {
+      "predicted": losses,
+      "accuracy": (outputs.argmax(-1) == labels).mean(-1),
+      "predicted_accuracy": (predictions.argmax(-1) == labels).mean(-1),
+      "distance": np.array(list(map(distance, outputs, predictions))),
+    }
+
   # Seeds in turn: side by side they outgrow the cache.
-  rng = jax.random.key(config.seed)
-  found = sweep(rng, one, (m,), config.num_seeds, memory_limit=1).values
-  found = {name: np.asarray(z[0]) for name, z in found.items()}
-  outputs = found.pop("output")
-  with jax.enable_x64(True):
-    factor, k_test = digits_kernel(config.num_train)
-    predictions, losses = [], []
-    for rate in m * found["learning_rate"].astype(float):
-      args = jnp.asarray(y), float(rate)
-      predictions.append(descent_test(factor, k_test, *args, config.num_steps))
-      losses.append(_predicted_loss(factor, *args, config.num_steps))
-  predictions, losses = map(np.asarray, (predictions, losses))
-  return found | {
-    "predicted": losses,
-    "accuracy": (outputs.argmax(-1) == labels).mean(-1),
-    "predicted_accuracy": (predictions.argmax(-1) == labels).mean(-1),
-    "distance": np.array(list(map(distance, outputs, predictions))),
-  }
+  return harness.sweep_widths(
+    wd,
+    "digits",
+    jax.random.key(config.seed),
+    one,
+    config.lengths,
+    config.num_seeds,
+    memory_limit=1,
+    then=then,
+  )
 
 
 def kernel_point(config: Config) -> Point:
@@ -241,13 +234,19 @@ def sampling_error(x: np.ndarray, kernel: np.ndarray) -> float:
 # --- scales ---
 
 
-def scales_point(config: Config, m: int) -> Point:
+def sweep_scales(wd: harness.Workdir) -> Arrays:
   """How lazy each seed was, at each scale, on random data with contexts."""
+  config: Config = wd.config
   with jax.enable_x64(True):
-    one = functools.partial(train_at_scales, config)
-    rng = jax.random.key(config.seed)
-    found = sweep(rng, one, (m,), config.scale_seeds, memory_limit=1).values
-    return {name: np.asarray(z[0]) for name, z in found.items()}
+    return harness.sweep_widths(
+      wd,
+      "scales",
+      jax.random.key(config.seed),
+      functools.partial(train_at_scales, config),
+      config.scale_lengths,
+      config.scale_seeds,
+      memory_limit=1,
+    )
 
 
 def train_at_scales(
@@ -367,13 +366,14 @@ def _flat(x: jax.Array) -> tuple[jax.Array, PrefixContext]:
   return x.reshape(-1, x.shape[-1]), causal_context(x, x, x)
 
 
-def rows_point(config: Config, m: int) -> Point:
+def sweep_rows(wd: harness.Workdir) -> Arrays:
   """Prefixes that predict the next row, beside their limit and their states."""
   with jax.enable_x64(True):
-    return _rows_point(config, m)
+    return _sweep_rows(wd)
 
 
-def _rows_point(config: Config, m: int) -> Point:
+def _sweep_rows(wd: harness.Workdir) -> Arrays:
+  config: Config = wd.config
   x, y = rows(config.num_images)
   (own, own_context), (other, other_context) = map(_flat, x)
   target, wanted = (z.reshape(-1, z.shape[-1]) for z in y)
@@ -401,25 +401,34 @@ def _rows_point(config: Config, m: int) -> Point:
       **state_errors(config.degrees, history.initial, prefix, x[1]),
     }
 
-  rng = jax.random.key(config.seed)
-  found = sweep(rng, one, (m,), config.num_seeds, memory_limit=1).values
-  found = {name: np.asarray(z[0]) for name, z in found.items()}
-  outputs = found.pop("output")
-  factor, k_test = rows_kernel(config.num_images)
-  predictions = [
-    descent_test(factor, k_test, target, float(m * rate), config.row_steps)
-    for rate in found["learning_rate"]
-  ]
-  explained = [1 - distance(z, wanted) ** 2 for z in (*outputs, *predictions)]
-  explained = np.array(explained).reshape(2, -1)
-  return found | {
-    "explained": explained[0],
-    "predicted_explained": explained[1],
-    "distance": np.array(list(map(distance, outputs, predictions))),
-    "sampling": np.full(
-      config.num_seeds, sampling_error(np.asarray(few), block_norms(limit))
-    ),
-  }
+  def then(m: int, found: Arrays) -> Point:
+    outputs = found.pop("output")
+    factor, k_test = rows_kernel(config.num_images)
+    predictions = [
+      descent_test(factor, k_test, target, float(m * rate), config.row_steps)
+      for rate in found["learning_rate"]
+    ]
+    explained = [1 - distance(z, wanted) ** 2 for z in (*outputs, *predictions)]
+    explained = np.array(explained).reshape(2, -1)
+    return found | {
+      "explained": explained[0],
+      "predicted_explained": explained[1],
+      "distance": np.array(list(map(distance, outputs, predictions))),
+      "sampling": np.full(
+        config.num_seeds, sampling_error(np.asarray(few), block_norms(limit))
+      ),
+    }
+
+  return harness.sweep_widths(
+    wd,
+    "rows",
+    jax.random.key(config.seed),
+    one,
+    config.row_lengths,
+    config.num_seeds,
+    memory_limit=1,
+    then=then,
+  )
 
 
 def block_norms(kernel: jax.Array) -> np.ndarray:
@@ -493,20 +502,23 @@ def layer(config: Config) -> np.ndarray:
   return np.einsum("psti,kihd->hkpstd", x, w).astype(np.float32)
 
 
-def layer_point(config: Config, m: int) -> Point:
-  """(seeds, heads) of each number."""
-  heads = layer(config)
-  rngs = jax.random.split(jax.random.key(config.seed), len(heads))
-  found = [head_point(config, m, *both) for both in zip(rngs, heads)]
-  return {name: np.stack([f[name] for f in found], 1) for name in found[0]}
+def sweep_layer(wd: harness.Workdir) -> Arrays:
+  """(lengths, seeds, heads) of each number."""
+  heads = layer(wd.config)
+  rngs = jax.random.split(jax.random.key(wd.config.seed), len(heads))
+  found = [sweep_head(wd, i, *both) for i, both in enumerate(zip(rngs, heads))]
+  return {name: np.stack([f[name] for f in found], 2) for name in found[0]}
 
 
-def head_point(config: Config, m: int, rng: jax.Array, head: np.ndarray) -> Any:
+def sweep_head(
+  wd: harness.Workdir, i: int, rng: jax.Array, head: np.ndarray
+) -> Arrays:
   """One head: kernel and outputs at the start, and what a prefix learns.
 
   Of all outputs of a head only the first, as many as the limit kernel of all
   positions has room for. It learns how one short prefix differs from another.
   """
+  config: Config = wd.config
   # As much weight as half of a sequence has.
   bias = math.log(head.shape[-2] / 2)
   options = {"prefix_bias": bias}
@@ -544,24 +556,34 @@ def head_point(config: Config, m: int, rng: jax.Array, head: np.ndarray) -> Any:
       "output": history.output_eval,
     }
 
-  values = sweep(rng, one, (m,), config.num_seeds, memory_limit=1).values
-  found = {name: np.asarray(z[0]) for name, z in values.items()}
-  outputs, rates = found.pop("output"), found.pop("learning_rate")
-  with jax.enable_x64(True):
-    wide = (x, other, context, other_context, y)
-    x, other, context, other_context, y = jax.tree.map(jnp.float64, wide)
-    factor = kernel_factor(prefix_limit_kernel(x, None, context, **options))
-    k_test = prefix_limit_kernel(other, x, other_context, context, **options)
-    predictions = [
-      descent_test(factor, k_test, y, float(m * rate), config.layer_steps)
-      for rate in rates
-    ]
-  distances = map(distance, outputs, map(np.asarray, predictions))
-  sampling = sampling_error(np.asarray(x)[few], block_norms(limit))
-  return found | {
-    "distance": np.array(list(distances)),
-    "sampling": np.full(config.num_seeds, sampling),
-  }
+  def then(m: int, found: Arrays) -> Point:
+    outputs, rates = found.pop("output"), found.pop("learning_rate")
+    with jax.enable_x64(True):
+      given = (x, other, context, other_context, y)
+      x1, x2, context1, context2, target = jax.tree.map(jnp.float64, given)
+      factor = kernel_factor(prefix_limit_kernel(x1, None, context1, **options))
+      k_test = prefix_limit_kernel(x2, x1, context2, context1, **options)
+      predictions = [
+        descent_test(factor, k_test, target, float(m * r), config.layer_steps)
+        for r in rates
+      ]
+    distances = map(distance, outputs, map(np.asarray, predictions))
+    sampling = sampling_error(np.asarray(x)[few], block_norms(limit))
+    return found | {
+      "distance": np.array(list(distances)),
+      "sampling": np.full(config.num_seeds, sampling),
+    }
+
+  return harness.sweep_widths(
+    wd,
+    f"layer/head={i}",
+    rng,
+    one,
+    config.layer_lengths,
+    config.num_seeds,
+    memory_limit=1,
+    then=then,
+  )
 
 
 def _head_data(

@@ -34,6 +34,7 @@ from experiments.harness.plots import plot_loglog as plot_loglog
 from experiments.harness.plots import save_figure as save_figure
 from experiments.harness.plots import use_style as use_style
 from experiments.harness.progress import progress as progress
+from experiments.harness.sweeps import sweep_widths as sweep_widths
 from experiments.harness.timing import least_seconds as least_seconds
 from experiments.harness.train import TrainState as TrainState
 from experiments.harness.train import train_loop as train_loop
@@ -65,6 +66,7 @@ __all__ = [
   "progress",
   "read_metrics",
   "save_figure",
+  "sweep_widths",
   "train_loop",
   "use_style",
 ]

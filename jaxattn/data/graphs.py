@@ -53,7 +53,8 @@ def pad_graphs(
   Raises:
     ValueError: if there is no graph, or one is empty, not symmetric (directed),
       has self-loops, or weights that are not permitted; if features do not fit
-      their graph or each other, or ``max_nodes`` is too small.
+      their graph or each other or are no finite numbers, or ``max_nodes`` is
+      too small.
 
   Cost:
     O(G N (N + p)), on the host.
@@ -104,7 +105,8 @@ def from_networkx(
   """Reads networkx graphs into lists for :func:`pad_graphs`.
 
   Args:
-    graphs: undirected, nodes in their order of iteration.
+    graphs: undirected, with one edge at most between two nodes; nodes in their
+      order of iteration.
     features: ``"degree"``, one-hot of the number of neighbors; ``"onehot"``, of
       the position of the node; or the name of an attribute of the nodes, whose
       numbers or vectors are taken as they are and whose strings become
@@ -113,11 +115,13 @@ def from_networkx(
       None = each edge counts 1.
 
   Returns:
-    Adjacency matrices, (n_g, n_g) float64, and features, (n_g, p) float64.
+    Adjacency matrices, (n_g, n_g) float64, and features, (n_g, p) float64. What
+    a column of one-hot features stands for depends on all graphs that are read:
+    read those to train and to test on in one call.
 
   Raises:
-    ValueError: if there is no graph, or one is directed, or a node has no such
-      attribute, or an edge has none.
+    ValueError: if there is no graph, or one is directed or a multigraph, or a
+      node has no such attribute, or an edge has none.
 
   Cost:
     O(nodes^2 + edges) a graph.
@@ -139,7 +143,10 @@ def from_networkx(
     raise ValueError("graphs must not be empty")
   adjacencies = [_nx_adjacency(i, g, weight) for i, g in enumerate(graphs)]
   if features == "degree":
-    degrees = [np.asarray([g.degree(u) for u in g.nodes]) for g in graphs]
+    # A self-loop makes no neighbor; networkx's degree counts it twice.
+    degrees = [
+      np.asarray([len(set(g[u]) - {u}) for u in g.nodes]) for g in graphs
+    ]
     return adjacencies, _one_hot(degrees, range(max(map(max, degrees)) + 1))
   if features == "onehot":
     places = [np.arange(len(a)) for a in adjacencies]
@@ -270,6 +277,7 @@ def _adjacency(i: int, a: ArrayLike, weights: bool) -> np.ndarray:
     )
   if not a.size:
     raise ValueError(f"pad_graphs: adjacency {i} is empty: a graph has a node")
+  _check_numbers(f"adjacency {i}", a)
   if not np.isfinite(a).all():
     raise ValueError(f"pad_graphs: adjacency {i} has a non-finite entry")
   if (a != a.T).any():
@@ -302,6 +310,15 @@ def _check_features(i: int, x: np.ndarray, n: int, first: np.ndarray) -> None:
       f"pad_graphs: features {i} have p={x.shape[1]}, those of graph 0 have "
       f"p={first.shape[1]}"
     )
+  _check_numbers(f"features {i}", x)
+  if not np.isfinite(x.astype(np.float64)).all():
+    raise ValueError(f"pad_graphs: features {i} have a non-finite entry")
+
+
+def _check_numbers(what: str, x: np.ndarray) -> None:
+  real = jnp.issubdtype(x.dtype, jnp.floating)
+  if not real and not np.issubdtype(x.dtype, np.integer) and x.dtype != bool:
+    raise ValueError(f"pad_graphs: {what} must be real numbers, got {x.dtype}")
 
 
 def _padded(
@@ -338,6 +355,10 @@ def _one_hot(
 def _nx_adjacency(i: int, graph: Any, weight: str | None) -> np.ndarray:
   if graph.is_directed():
     raise ValueError(f"graph {i} must be undirected")
+  if graph.is_multigraph():
+    raise ValueError(
+      f"graph {i} is a multigraph: one edge at most may join two nodes"
+    )
   places = {u: place for place, u in enumerate(graph.nodes)}
   if not places:
     raise ValueError(f"graph {i} is empty: a graph has a node")

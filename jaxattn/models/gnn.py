@@ -24,6 +24,7 @@ from jax import lax
 
 from jaxattn import _checks
 from jaxattn.ntk import DenseTap, GraphBatch
+from jaxattn.ntk.graph import check_batch, widened
 
 _READOUTS = ("sum", "node")
 _einsum = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
@@ -215,11 +216,12 @@ def gnn_with_taps(
     (2, 1, 2, 1)
   """
   _checks.check_choice("readout", readout, _READOUTS)
-  op, h = _check(params, batch)
+  batch = _check(params, batch)
+  op, h = widened(batch)
   layers: list[DenseTap] = []
 
   def dense(h: jax.Array, w: jax.Array) -> jax.Array:
-    z = _einsum("gui,oi->guo", h, w)
+    z = _einsum("gui,oi->guo", h, w.astype(h.dtype))
     if taps is not None:
       tap = taps[len(layers)]
       _checks.check_shape(f"taps[{len(layers)}]", tap, z.shape, "(G, N, size)")
@@ -242,7 +244,8 @@ def gnn_with_taps(
     if jumping or block == len(params.dense) - 1:
       out = out + dense(h, next(heads)[None])
   y = jnp.where(batch.mask, out[..., 0], 0)
-  return (y.sum(1, keepdims=True) if readout == "sum" else y), tuple(layers)
+  y = y.sum(1, keepdims=True) if readout == "sum" else y
+  return y.astype(batch.features.dtype), tuple(layers)
 
 
 def train_gnn(
@@ -296,7 +299,7 @@ def train_gnn(
     True
   """
   _checks.check_choice("readout", readout, _READOUTS)
-  _check(params, batch)
+  batch = _check(params, batch)
   targets = jnp.asarray(targets)
   shape = batch.mask.shape[: 1 if readout == "sum" else 2]
   meaning = "(G,)" if readout == "sum" else "(G, N)"
@@ -315,21 +318,32 @@ def train_gnn(
   return _train(params, batch, targets, seen, learning_rate, num_steps, readout)
 
 
-def _check(params: GNNParams, batch: GraphBatch) -> tuple[jax.Array, jax.Array]:
-  """Checks what comes in; S and X without nodes that do not exist."""
-  op, features, mask = map(jnp.asarray, batch)
-  _checks.check_rank("features of batch", features, 3)
-  g, n, _ = features.shape
-  p = params.dense[0][0].shape[1]
-  _checks.check_shape("features of batch", features, (g, n, p), "(G, N, p)")
-  _checks.check_shape("op of batch", op, (g, n, n), "(G, N, N)")
-  _checks.check_shape("mask of batch", mask, (g, n), "(G, N)")
-  _checks.check_one_dtype(
-    features=features, op=op, params=jax.tree.leaves(params)[0]
+def _check(params: GNNParams, batch: GraphBatch) -> GraphBatch:
+  """The batch as arrays, if they and the parameters fit each other."""
+  batch = check_batch("batch", batch)
+  g, n, p = batch.features.shape
+  m, first = params.dense[0][0].shape
+  _checks.check_shape(
+    "features of batch", batch.features, (g, n, first), "(G, N, p)"
   )
-  seen = mask[:, :, None]
-  op = jnp.where(seen & mask[:, None], op, 0)
-  return op, jnp.where(seen, features, 0)
+  arrays = {"features": batch.features}
+  for b, block in enumerate(params.dense):
+    for r, w in enumerate(block):
+      name = f"params.dense[{b}][{r}]"
+      _checks.check_shape(name, w, (m, m if b + r else p), "(m, inputs)")
+      arrays[name] = w
+  num = len(params.dense)
+  if len(params.heads) not in (1, num + 1):
+    raise ValueError(
+      f"params.heads must be 1, or {num + 1} with jumping knowledge, got "
+      f"{len(params.heads)}"
+    )
+  for i, v in enumerate(params.heads):
+    size = p if i == 0 and len(params.heads) > 1 else m
+    _checks.check_shape(f"params.heads[{i}]", v, (size,), "(inputs,)")
+    arrays[f"params.heads[{i}]"] = v
+  _checks.check_one_dtype(**arrays)
+  return batch
 
 
 @functools.partial(jax.jit, static_argnums=(5, 6))

@@ -48,11 +48,12 @@ from jaxattn.ntk.infinite import relu_covariance
 from jaxattn.numerics._dtypes import accumulator
 
 _KINDS = ("ntk", "nngp")
-# Entries of a work array, for a pair of chunks: they stay in a cache.
-_BLOCK = 1 << 15
+# Entries of a work array, for a pair of chunks: on a CPU they stay in a cache,
+# elsewhere they keep the device busy.
+_CPU_BLOCK, _BLOCK = 1 << 15, 1 << 24
 # Nodes from which on a product with a dense S costs more than one with a sparse
-# one.
-_DENSE_NODES = 8192
+# one, if that has fewer entries a row than this.
+_DENSE_NODES, _SPARSE_ROW = 8192, 64
 # Nodes of the smallest bucket, and graphs that make one worth its compilation.
 _SMALLEST, _FEWEST = 8, 16
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -132,7 +133,7 @@ def graph_gntk(
     kind: ``"ntk"``, or ``"nngp"`` for the covariance of untrained outputs,
       :math:`\Sigma` in place of :math:`\Theta`.
     chunk_size: graphs on either side of a work array; speed and memory only.
-      None = as many as keep it in a cache.
+      None = as many as keep it in a cache, or an accelerator busy.
     normalize: divide by :math:`\sqrt{K(g, g) K(g', g')}`.
 
   Returns:
@@ -144,7 +145,7 @@ def graph_gntk(
 
   Cost:
     O(G1 G2 N^2 (N + R) B) time, half of it if ``batch2`` is None; memory
-    O(G N B) beside inputs, the result and the work arrays.
+    O(G N (N + B)) beside inputs, the result and the work arrays.
 
   Source:
     arXiv 1905.13192, section 4, without the factor 2 of its public
@@ -160,9 +161,9 @@ def graph_gntk(
     [[107. 135.]
      [135. 171.]]
   """
-  batch1 = _check_batch("batch1", batch1)
+  batch1 = check_batch("batch1", batch1)
   if batch2 is not None:
-    batch2 = _check_batch("batch2", batch2)
+    batch2 = check_batch("batch2", batch2)
     _check_pair(batch1, batch2)
   arch = _check_arch(num_blocks, num_mlp_layers, jumping, kind)
   if chunk_size is not None:
@@ -194,7 +195,7 @@ def node_gntk(
   Args:
     op: (n, n), S, which need not be symmetric; an array, or a sparse ``BCOO``
       matrix. An array of more than 8192 nodes whose values are known is made
-      sparse.
+      sparse if it has less than 64 entries a row.
     features: (n, p), X.
     num_blocks: B, at least 1.
     num_mlp_layers: R, dense layers of a block, at least 1.
@@ -209,7 +210,7 @@ def node_gntk(
 
   Cost:
     O(n^2 (n + R) B) time with a dense S, O(n (edges + n R) B) with a sparse
-    one; O(n^2) memory.
+    one, with its zeros; O(n^2) memory.
 
   Source:
     arXiv 2309.07452, the node-level kernel.
@@ -224,6 +225,11 @@ def node_gntk(
   """
   features = jnp.asarray(features)
   op = op if isinstance(op, sparse.BCOO) else jnp.asarray(op)
+  if isinstance(op, sparse.BCOO) and (op.n_batch or op.n_dense):
+    raise ValueError(
+      f"op must be sparse in all its axes, got n_batch={op.n_batch} and "
+      f"n_dense={op.n_dense}"
+    )
   _checks.check_rank("features", features, 2)
   n = len(features)
   _checks.check_shape("op", op, (n, n), "(n, n), n nodes of features")
@@ -267,18 +273,23 @@ def self_covariances(
     <BLANKLINE>
      [[25.]]]
   """
-  batch = _check_batch("batch", batch)
+  batch = check_batch("batch", batch)
   arch = _check_arch(num_blocks, num_mlp_layers, False, "nngp")
   return _self_covariances(batch, arch)
 
 
-# --- checks ---
+# --- checks, and what networks of finite width share ---
 
 
-def _check_batch(name: str, batch: GraphBatch) -> GraphBatch:
+def check_batch(name: str, batch: GraphBatch) -> GraphBatch:
+  """The batch as arrays, if they are those of one."""
   op, features, mask = map(jnp.asarray, batch)
   _checks.check_rank(f"features of {name}", features, 3)
   g, n, _ = features.shape
+  if not features.size:
+    raise ValueError(
+      f"features of {name} must not be empty, got shape {features.shape}"
+    )
   _checks.check_shape(f"op of {name}", op, (g, n, n), "(G, N, N)")
   _checks.check_shape(f"mask of {name}", mask, (g, n), "(G, N)")
   _checks.check_one_dtype(features=features, op=op)
@@ -380,7 +391,7 @@ def _pairs(arch: _Arch, side1: _Side, side2: _Side) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="arch")
 def _self_covariances(batch: GraphBatch, arch: _Arch) -> jax.Array:
-  op, features = _widened(batch)
+  op, features = widened(batch)
   var, _ = jax.vmap(functools.partial(_own, arch=arch))(op, features)
   var = jnp.swapaxes(var, 0, 1).astype(batch.features.dtype)
   return jnp.repeat(var, arch.num_mlp_layers, axis=0)
@@ -436,8 +447,9 @@ def _gram(
   """Kernel of two buckets, or of one with itself."""
   other = side1 if side2 is None else side2
   if chunk_size is None:
+    block = _CPU_BLOCK if jax.default_backend() == "cpu" else _BLOCK
     entries = side1.op.shape[1] * other.op.shape[1]
-    chunk_size = max(1, math.isqrt(_BLOCK // entries))
+    chunk_size = max(1, math.isqrt(block // entries))
 
   def of_blocks(rows: jax.Array, columns: jax.Array) -> jax.Array:
     block1 = _Side(*(x[rows] for x in side1))
@@ -457,7 +469,7 @@ def _sides(
   arch: _Arch,
 ) -> list[_Side]:
   """The buckets, of (graphs, nodes), in the order of ``sizes``."""
-  op, features = (x[order] for x in _widened(batch))
+  op, features = (x[order] for x in widened(batch))
   sides, first = [], 0
   for num, n in sizes:
     rows = slice(first, first + num)
@@ -490,7 +502,7 @@ def _buckets(
   return np.argsort(tops, kind="stable"), tuple(buckets)
 
 
-def _widened(batch: GraphBatch) -> tuple[jax.Array, jax.Array]:
+def widened(batch: GraphBatch) -> tuple[jax.Array, jax.Array]:
   """S and X, zero where there is no node, in the dtype of sums."""
   wide = accumulator(batch.features.dtype)
   seen = batch.mask[:, :, None]
@@ -502,10 +514,12 @@ def _widened(batch: GraphBatch) -> tuple[jax.Array, jax.Array]:
 
 
 def _sparse_if_large(op: jax.Array | sparse.BCOO) -> jax.Array | sparse.BCOO:
-  dense = not isinstance(op, sparse.BCOO)
-  if dense and _checks.is_concrete(op) and len(op) > _DENSE_NODES:
-    return sparse.BCOO.fromdense(op)
-  return op
+  if isinstance(op, sparse.BCOO) or not _checks.is_concrete(op):
+    return op
+  n = len(op)
+  if n <= _DENSE_NODES or int(jnp.count_nonzero(op)) >= n * _SPARSE_ROW:
+    return op
+  return sparse.BCOO.fromdense(op)
 
 
 @functools.partial(jax.jit, static_argnames="arch")
@@ -518,7 +532,7 @@ def _node_gntk(
 
   def product(x: jax.Array) -> jax.Array:
     if isinstance(op, sparse.BCOO):
-      return op @ x
+      return _sparse_product(op, x)
     return _einsum("ab,bc->ac", op, x)
 
   def variances(_: int, cov: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -533,3 +547,16 @@ def _node_gntk(
     variances,
     lambda x: x,
   ).astype(dtype)
+
+
+def _sparse_product(op: sparse.BCOO, x: jax.Array) -> jax.Array:
+  """S x for a sparse S, some columns at a time: each takes all its entries."""
+  rows, columns = op.indices[:, 0], op.indices[:, 1]
+
+  def times(column: jax.Array) -> jax.Array:
+    # Entries that fill up a matrix are outside of it.
+    terms = op.data * column.at[columns].get(mode="fill", fill_value=0)
+    return jnp.zeros_like(column).at[rows].add(terms, mode="drop")
+
+  size = max(1, _BLOCK // max(len(rows), 1))
+  return jax.lax.map(times, x.T, batch_size=min(size, x.shape[1])).T

@@ -63,7 +63,9 @@ def sweep(
   Seeds run side by side (``vmap``), or in turn where what they keep at a time
   exceeds ``memory_limit``; with a mesh each device has its share of them.
   Programs are kept with ``fn``: a second call with the same function does not
-  compile, one with a new lambda does.
+  compile, one with a new lambda does. Of this repository's experiments,
+  ``experiments.harness.sweep_widths`` shows progress and keeps each width, so
+  that a run that was killed goes on.
 
   Methods, and what ``fn`` is called with:
 

@@ -78,6 +78,27 @@ def test_refused_rest():
     ),
     (([_PATH], [x[:, 0]]), {}, "features 0 must be (3, p)"),
     (
+      ([_PATH] * 2, [x, np.nan * x]),
+      {},
+      "pad_graphs: features 1 have a non-finite entry",
+    ),
+    (([_PATH], [np.inf * x]), {}, "features 0 have a non-finite entry"),
+    (
+      ([_PATH], [x.astype(complex)]),
+      {},
+      "pad_graphs: features 0 must be real numbers, got complex128",
+    ),
+    (
+      ([_PATH], [x.astype(str)]),
+      {},
+      "pad_graphs: features 0 must be real numbers, got <U",
+    ),
+    (
+      ([_PATH.astype(str)], [x]),
+      {},
+      "pad_graphs: adjacency 0 must be real numbers, got <U",
+    ),
+    (
       ([_PATH] * 2, [x, np.ones((3, 2))]),
       {},
       "features 1 have p=2, those of graph 0 have p=1",
@@ -109,6 +130,8 @@ def test_features_of_networkx():
     np.testing.assert_array_equal(a, networkx.to_numpy_array(graph))
   np.testing.assert_array_equal(features[0], np.eye(4)[[3, 1, 1, 1]])
   np.testing.assert_array_equal(features[1], np.eye(4)[[1, 1]])
+  loop = networkx.Graph([(0, 1), (1, 1)])
+  np.testing.assert_array_equal(from_networkx([loop])[1][0], np.eye(2)[[1, 1]])
   _, features = from_networkx([star, path], features="onehot")
   np.testing.assert_array_equal(features[1], np.eye(4)[:2])
   networkx.set_node_attributes(path, {"b": "N", "a": "C"}, "element")
@@ -133,6 +156,7 @@ def test_refused_of_networkx():
     ([], {}, "graphs must not be empty"),
     ([networkx.Graph()], {}, "graph 0 is empty"),
     ([path, networkx.DiGraph(path)], {}, "graph 1 must be undirected"),
+    ([networkx.MultiGraph(path)], {}, "graph 0 is a multigraph"),
     ([path], {"weight": "size"}, "edge (0, 1) of graph 0 has no 'size'"),
     (
       [path],

@@ -4,7 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxattn.data import recall_batch, single_location_batch
+from jaxattn.data import (
+  match3_batch,
+  recall_batch,
+  single_location_batch,
+)
 
 
 @pytest.mark.any_x64
@@ -98,3 +102,33 @@ def test_refused_single_location(options, message):
 def test_refused_recall(sizes, message):
   with pytest.raises(ValueError, match=message):
     recall_batch(jax.random.key(0), *sizes)
+
+
+@pytest.mark.any_x64
+@pytest.mark.parametrize(("length", "modulus"), [(6, 19), (1, 3), (5, 2)])
+def test_match3(length, modulus):
+  tokens, labels = map(
+    np.asarray, match3_batch(jax.random.key(0), 400, length, modulus)
+  )
+  assert tokens.dtype == np.int32
+  assert labels.dtype == np.bool_
+  assert set(np.unique(tokens)) == set(range(modulus))
+  sums = tokens[:, :, None, None] + tokens[:, None, :, None]
+  sums = sums + tokens[:, None, None]
+  np.testing.assert_array_equal(labels, (sums % modulus == 0).any((2, 3)))
+  if modulus == 19:
+    # Share of tokens that match; six standard deviations of 400 sequences.
+    assert abs(labels.mean() - 0.69) < 6 * 0.5 / np.sqrt(400)
+
+
+@pytest.mark.parametrize(
+  ("sizes", "message"),
+  [
+    ((2, 4, 1), r"modulus must be in \[2, 1073741824\], got 1"),
+    ((2, 0, 4), "length must be >= 1, got 0"),
+    ((0, 4, 4), "batch_size must be >= 1, got 0"),
+  ],
+)
+def test_refused_match3(sizes, message):
+  with pytest.raises(ValueError, match=message):
+    match3_batch(jax.random.key(0), *sizes)

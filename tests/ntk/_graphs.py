@@ -3,29 +3,30 @@
 import functools
 import math
 
-import networkx
+import mpmath
 import numpy as np
 
+from experiments.gntk import connected_graphs
 from jaxattn.data import from_networkx
 
 
 @functools.cache
 def atlas(num, largest=7):
   """Connected graphs of 2 nodes or more, evenly from the atlas; degrees."""
-  graphs = [
-    g
-    for g in networkx.graph_atlas_g()
-    if 2 <= len(g) <= largest and networkx.is_connected(g)
-  ]
+  graphs = connected_graphs(largest)
   places = np.linspace(0, len(graphs) - 1, num).astype(int)
   return from_networkx([graphs[i] for i in places])
 
 
-def literal_gntk(adjacencies, features, *, aggregate, layers, blocks):
+def literal_gntk(
+  adjacencies, features, *, aggregate, layers, blocks, exact=False
+):
   """(graph, graph) kernels by (number of blocks, jumping): sums over nodes.
 
-  Everything is one loop inside another, and no matrix is multiplied.
+  Everything is one loop inside another, and no matrix is multiplied; with 50
+  digits if ``exact``.
   """
+  number, layer_of = (mpmath.mpf, exact_relu) if exact else (float, relu)
   num = len(adjacencies)
   neighbors = [
     [[v for v in range(len(a)) if v == u or a[u, v]] for u in range(len(a))]
@@ -38,7 +39,7 @@ def literal_gntk(adjacencies, features, *, aggregate, layers, blocks):
       (u, v) for u in range(len(neighbors[i])) for v in range(len(neighbors[j]))
     ]
     cov = {
-      (u, v): sum(float(x * y) for x, y in zip(features[i][u], features[j][v]))
+      (u, v): sum(number(x * y) for x, y in zip(features[i][u], features[j][v]))
       for u, v in nodes
     }
     jump, ntk = sum(cov.values()), cov
@@ -51,7 +52,7 @@ def literal_gntk(adjacencies, features, *, aggregate, layers, blocks):
         else:
           step = block * layers + layer
           var1, var2 = variances[i][step], variances[j][step]
-        new = {p: relu(cov[p], var1[p[0]], var2[p[1]]) for p in nodes}
+        new = {p: layer_of(cov[p], var1[p[0]], var2[p[1]]) for p in nodes}
         ntk = {p: ntk[p] * new[p][1] + new[p][0] for p in nodes}
         cov = {p: new[p][0] for p in nodes}
       total = sum(ntk.values())
@@ -69,13 +70,14 @@ def literal_gntk(adjacencies, features, *, aggregate, layers, blocks):
         out[u, v] /= len(neighbors[i][u]) * len(neighbors[j][v])
     return out
 
-  variances = [walk(i, i, None) for i in range(num)]
   tables = {}
-  for i in range(num):
-    for j in range(i, num):
-      for key, value in walk(i, j, variances).items():
-        table = tables.setdefault(key, np.zeros((num, num)))
-        table[i, j] = table[j, i] = value
+  with mpmath.workdps(50):
+    variances = [walk(i, i, None) for i in range(num)]
+    for i in range(num):
+      for j in range(i, num):
+        for key, value in walk(i, j, variances).items():
+          table = tables.setdefault(key, np.zeros((num, num)))
+          table[i, j] = table[j, i] = float(value)
   return tables
 
 
@@ -88,3 +90,12 @@ def relu(cov, var1, var2):
   angle = math.acos(rho)
   after = rho * (math.pi - angle) + math.sqrt(1 - rho * rho)
   return size * after / math.pi, (math.pi - angle) / math.pi
+
+
+def exact_relu(cov, var1, var2):
+  """The same of many digits: what rounding leaves is too small to matter."""
+  size = mpmath.sqrt(var1 * var2)
+  rho = min(mpmath.mpf(1), max(mpmath.mpf(-1), cov / size))
+  angle = mpmath.acos(rho)
+  after = rho * (mpmath.pi - angle) + mpmath.sqrt(1 - rho * rho)
+  return size * after / mpmath.pi, (mpmath.pi - angle) / mpmath.pi
