@@ -487,8 +487,9 @@ def state_errors(
 def layer(config: Config) -> np.ndarray:
   """Queries, keys and values of a causal layer that nobody trained.
 
-  Tokens are normal, and weights of such a size that keys and values are like
-  the entries of a prefix, and scaled queries of a norm near 1.
+  Tokens are normal, weights of such a size that entries of keys and values are
+  like those of a prefix, and queries of norm 1, as in layers that normalize
+  them: beyond it, kernels of prefixes scatter too much.
 
   Returns:
     (heads, 3, 2, sequences, tokens, head size): a half to train on, one to
@@ -498,8 +499,9 @@ def layer(config: Config) -> np.ndarray:
   rng = np.random.default_rng(config.data_seed)
   x = rng.standard_normal((2, sequences, tokens, heads * dim))
   w = rng.standard_normal((3, heads * dim, heads, dim)) / (heads * dim) ** 0.5
-  w[0] /= dim**0.5
-  return np.einsum("psti,kihd->hkpstd", x, w).astype(np.float32)
+  found = np.einsum("psti,kihd->hkpstd", x, w)
+  found[:, 0] /= np.linalg.norm(found[:, 0], axis=-1, keepdims=True)
+  return found.astype(np.float32)
 
 
 def sweep_layer(wd: harness.Workdir) -> Arrays:
