@@ -23,6 +23,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.linalg import hadamard
 
 from experiments import harness
 from jaxattn import ntk
@@ -49,6 +50,7 @@ Denoiser = Callable[[jax.Array, jax.Array], jax.Array]
 
 _SCHEDULE = ou(0.5)
 _LAZY = ("fn_gap", "move_rms", "kernel_change")
+_MORE_LAZY = ("kernel_limit_gap", "move_max", "alignment")
 
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
@@ -68,6 +70,12 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
       for n in harness.progress(config.num_pairs, "pairs")
     ]
   )
+  networks = _stacked(
+    [
+      wd.point(f"network/m={m}", functools.partial(network_point, config, m))
+      for m in harness.progress(config.network_widths, "networks")
+    ]
+  )
   more = wd.point("more", functools.partial(more_point, config))
   digits = wd.point("digits", functools.partial(digits_point, config))
   harness.use_style()
@@ -82,6 +90,7 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
         ("limits", limits),
         ("moves", moves),
         ("score", score),
+        ("networks", networks),
         ("more", more),
         ("digits", digits),
       )
@@ -105,6 +114,7 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
       *_limit_checks(config, limits),
       *_move_checks(config, moves),
       *_score_checks(config, score, more),
+      *_network_checks(config, networks),
       harness.Check("accuracy on digits", digits["accuracy"]),
     ],
   )
@@ -127,34 +137,61 @@ def lazy_point(config: Config, width: int) -> Point:
   """Metrics (seeds,) of networks of one width."""
   with jax.enable_x64(True):
     fn = functools.partial(lazy_metrics, config)
-    found = sweep(jax.random.key(config.seed), fn, (width,), config.num_seeds)
+    found = sweep(
+      jax.random.key(config.seed),
+      fn,
+      (width,),
+      config.num_seeds,
+      args=lazy_prediction(config),
+    )
     return {name: values[0] for name, values in found.values.items()}
 
 
-def lazy_metrics(config: Config, rng: jax.Array, width: int) -> Point:
-  """Trains one network, and compares it with the limit kernel."""
-  n, dim, num_outputs = config.num_data, config.dim, config.num_outputs
-  x = unit_vectors(config.seed, n, dim)
-  x_test = unit_vectors(config.seed + 1, config.num_test, dim)
-  y = np.random.default_rng(config.seed + 2).standard_normal((n, num_outputs))
+def lazy_data(config: Config) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Inputs, inputs of a test, and targets."""
+  n = config.lazy_data
+  x = unit_vectors(config.seed, n, config.dim)
+  x_test = unit_vectors(config.seed + 1, config.num_test, config.dim)
+  rng = np.random.default_rng(config.seed + 2)
+  return x, x_test, jnp.asarray(rng.standard_normal((n, config.num_outputs)))
+
+
+def lazy_prediction(config: Config) -> tuple[jax.Array, jax.Array]:
+  """The rate, and the outputs that the limit kernel predicts at it."""
+  x, x_test, y = lazy_data(config)
   factor = ntk.kernel_factor(ntk.limit_kernel(x))
   rate = 1 / factor.eigenvalues[-1]
-  predicted = ntk.descent_test(
-    factor, ntk.limit_kernel(x_test, x), jnp.asarray(y), rate, config.num_steps
+  k_test = ntk.limit_kernel(x_test, x)
+  return rate, ntk.descent_test(factor, k_test, y, rate, config.num_steps)
+
+
+def lazy_metrics(
+  config: Config,
+  rng: jax.Array,
+  width: int,
+  rate: jax.Array,
+  predicted: jax.Array,
+) -> Point:
+  """Trains one network, and compares it with the limit kernel."""
+  x, x_test, y = lazy_data(config)
+  params = softmax.init(
+    rng, width, config.dim, config.num_outputs, dtype="float64"
   )
-  params = softmax.init(rng, width, dim, num_outputs, dtype="float64")
   trained, _ = ntk.train_two_layer(
-    params, x, jnp.asarray(y), learning_rate=rate, num_steps=config.num_steps
+    params, x, y, learning_rate=rate, num_steps=config.num_steps
   )
+  kernel = functools.partial(softmax.ntk, chunk_size=config.kernel_chunk)
   metrics = ntk.lazy_metrics(
-    softmax.ntk(params, x),
-    softmax.ntk(trained, x),
+    kernel(params, x),
+    kernel(trained, x),
     params.hidden,
     trained.hidden,
+    kernel_limit=ntk.limit_kernel(x),
     outputs=softmax.apply(trained, x_test),
     outputs_predicted=predicted,
+    targets=y,
   )
-  return {name: getattr(metrics, name) for name in _LAZY}
+  return {name: getattr(metrics, name) for name in (*_LAZY, *_MORE_LAZY)}
 
 
 def _lazy_checks(config: Config, lazy: Point) -> list[harness.Check]:
@@ -168,13 +205,37 @@ def _lazy_checks(config: Config, lazy: Point) -> list[harness.Check]:
     "move_rms": "slope of what weights move",
     "kernel_change": "slope of the change of the kernel",
   }
+  medians = {name: np.median(values, axis=1) for name, values in lazy.items()}
+  widest = config.widths[-1]
+  change = lazy["kernel_change"][-1]
   return [
+    *(
+      harness.Check(
+        labels[name],
+        fit_slope(config.widths, medians[name]).slope,
+        *accepted[name],
+      )
+      for name in _LAZY
+    ),
     harness.Check(
-      labels[name],
-      fit_slope(config.widths, np.median(lazy[name], axis=1)).slope,
-      *accepted[name],
-    )
-    for name in _LAZY
+      f"slope of the change of the kernel from m={config.widths[1]}",
+      fit_slope(config.widths[1:], medians["kernel_change"][1:]).slope,
+    ),
+    harness.Check(
+      f"change of the kernel, most over median, m={widest}",
+      change.max() / np.median(change),
+    ),
+    *(
+      harness.Check(f"{label}, m={widest}, median", medians[name][-1])
+      for name, label in zip(
+        _MORE_LAZY,
+        (
+          "distance of the kernel from its limit",
+          "most that a neuron moves",
+          "alignment of the kernel with the targets",
+        ),
+      )
+    ),
   ]
 
 
@@ -204,8 +265,13 @@ def limits_point(config: Config) -> Point:
 
 
 def steps_until(values: np.ndarray, modes: np.ndarray, target: float) -> float:
-  """Steps of descent at 1 / lambda_max until the loss is below the target."""
+  """Steps of descent at 1 / lambda_max until the loss is below the target.
+
+  Infinite if modes that do not shrink hold more than the target.
+  """
   factors = 1 - values / values[-1]
+  if (modes[factors >= 1] ** 2).sum() / 2 > target:
+    return float("inf")
 
   def loss(t: float) -> float:
     return float(((modes * factors**t) ** 2).sum() / 2)
@@ -234,6 +300,10 @@ def _limit_checks(config: Config, limits: Point) -> list[harness.Check]:
       harness.Check(
         f"{label}, exp over softmax, median", np.median(plain / ours)
       ),
+      harness.Check(
+        f"{label}, ReLU over softmax, median",
+        np.median(limits[f"{what}_relu"] / ours),
+      ),
     ]
   return checks
 
@@ -260,7 +330,42 @@ def moves_point(config: Config) -> Point:
       [ntk.perturbation_bound(params, x, radius) for radius in radii]
     )
     worst = changes[:, 0].max((0, 1)) * size / bounds
-  return {"change": np.asarray(change), "of_bound": np.asarray(worst)}
+    common = ntk.perturbation_profile(
+      rngs[0],
+      params,
+      x,
+      radii[-1:],
+      kinds=("common",),
+      activations=("softmax", "exp"),
+    )
+    adversarial = adversarial_shares(config)
+  return {
+    "change": np.asarray(change),
+    "of_bound": np.asarray(worst),
+    "common": np.asarray(common[:, 0, 0]),
+    "adversarial": np.asarray(adversarial),
+  }
+
+
+def adversarial_shares(config: Config) -> jax.Array:
+  """Shares (radii,) of the bound that ascent on the change comes to."""
+  x = unit_vectors(config.seed, config.adversarial_data, config.dim)
+  rngs = jax.random.split(jax.random.key(config.seed + 1))
+  params = softmax.init(
+    rngs[0], config.adversarial_width, config.dim, 1, dtype="float64"
+  )
+  radii = jnp.array(config.adversarial_radii)
+  change = ntk.perturbation_profile(
+    rngs[1],
+    params,
+    x,
+    radii,
+    kinds=("adversarial",),
+    activations=("softmax",),
+  )[0, 0]
+  size = jnp.linalg.norm(softmax.ntk(params, x))
+  bounds = [ntk.perturbation_bound(params, x, radius) for radius in radii]
+  return change * size / jnp.stack(bounds)
 
 
 def _small(config: Config) -> np.ndarray:
@@ -280,7 +385,8 @@ def _move_checks(config: Config, moves: Point) -> list[harness.Check]:
     "exp": (-np.inf, np.inf),
     "relu": (-np.inf, accepted.relu_slope),
   }
-  outward = moves["change"][:, 1, -1]
+  random, outward = moves["change"][:, :, -1].T
+  far = f"by {config.radii[-1]:g}"
   return [
     *(
       harness.Check(
@@ -291,11 +397,23 @@ def _move_checks(config: Config, moves: Point) -> list[harness.Check]:
       for name, slope in slopes.items()
     ),
     harness.Check(
-      "largest share of the bound", moves["of_bound"].max(), high=accepted.bound
+      "largest share of the bound",
+      max(moves["of_bound"].max(), moves["adversarial"].max()),
+      high=accepted.bound,
+    ),
+    *(
+      harness.Check(f"share of the bound, adversarial, by {radius:g}", share)
+      for radius, share in zip(config.adversarial_radii, moves["adversarial"])
     ),
     harness.Check(
-      f"change by {config.radii[-1]:g} outward, softmax over exp",
-      outward[0] / outward[1],
+      f"change {far} outward, softmax over exp", outward[0] / outward[1]
+    ),
+    harness.Check(
+      f"change {far} at random, softmax over ReLU", random[0] / random[2]
+    ),
+    *(
+      harness.Check(f"change {far} of all weights alike, {name}", value)
+      for name, value in zip(("softmax", "exp"), moves["common"])
     ),
   ]
 
@@ -304,9 +422,12 @@ def _move_checks(config: Config, moves: Point) -> list[harness.Check]:
 
 
 def mixture(config: Config) -> GMM:
-  """Four modes in the plane."""
-  means = jnp.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
-  return gmm_init(jnp.full(4, 0.25), means, jnp.full(4, config.mixture_std**2))
+  """Modes at vectors of signs: in the plane all four."""
+  rows = hadamard(config.mixture_dim).astype(float)
+  means = jnp.asarray(np.concatenate((rows, -rows[::-1])))
+  k = len(means)
+  variance = config.mixture_std**2
+  return gmm_init(jnp.full(k, 1 / k), means, jnp.full(k, variance))
 
 
 def pairs(
@@ -343,7 +464,7 @@ def denoiser_error(config: Config, denoise: Denoiser) -> float:
 def sample_distance(config: Config, denoise: Denoiser) -> tuple[float, Any]:
   """Energy distance of samples from fresh data, and the samples."""
   rngs = jax.random.split(jax.random.key(20_000 + config.seed), 2)
-  noise = jax.random.normal(rngs[0], (config.num_samples, 2))
+  noise = jax.random.normal(rngs[0], (config.num_samples, config.mixture_dim))
   fresh = gmm_sample(rngs[1], mixture(config), config.num_samples)
   times = time_grid(
     config.sampler_steps,
@@ -376,39 +497,39 @@ def fitted(
 
 
 def score_point(config: Config, n: int) -> Point:
-  """Errors (seeds,) of denoisers by n pairs."""
+  """Errors (seeds,) of denoisers by n pairs; of the first what it draws."""
   with jax.enable_x64(True):
-    errors = [
-      denoiser_error(config, fitted(config, n, seed).denoise)
-      for seed in range(config.pair_seeds)
-    ]
-  return {"error": np.array(errors)}
+    fits = [fitted(config, n, seed) for seed in range(config.pair_seeds)]
+    errors = [denoiser_error(config, fit.denoise) for fit in fits]
+    last = fitted(config, n, 0, times=fits[0].times[-1:])
+    distance, samples = sample_distance(config, fits[0].denoise)
+    return {
+      "error": np.array(errors),
+      "interpolating": denoiser_error(config, last.denoise),
+      "distance": distance,
+      "samples": samples,
+    }
 
 
 def more_point(config: Config) -> Point:
-  """Interpolation, a network of finite width, and samples."""
+  """Interpolation to the end, samples of the exact denoiser, its variance."""
   with jax.enable_x64(True):
     n = config.interpolated_pairs
-    stopped = fitted(config, n, 0)
-    forever = 1e6 * stopped.times[-1:]
+    forever = 1e6 * fitted(config, n, 0).times[-1:]
     interpolating = fitted(config, n, 0, times=forever)
-    small = fitted(config, config.network_pairs, 0)
-    x, t, _ = pairs(
-      config, jax.random.key(30_000 + config.seed), config.num_oracle
-    )
-    gap = jnp.linalg.norm(network(config, small)(x, t) - small.denoise(x, t))
-    gap = gap / jnp.linalg.norm(small.denoise(x, t))
-    distance, samples = sample_distance(config, stopped.denoise)
     exact, _ = sample_distance(config, functools.partial(exact_denoise, config))
+    x, t, _ = oracle_pairs(config)
     return {
-      "stopped": denoiser_error(config, stopped.denoise),
-      "interpolating": denoiser_error(config, interpolating.denoise),
-      "network_gap": float(gap),
-      "distance": distance,
+      "forever": denoiser_error(config, interpolating.denoise),
       "distance_oracle": exact,
-      "samples": samples,
       "variance": float(oracle(config, x, t).var(0).mean()),
     }
+
+
+def oracle_pairs(config: Config) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Pairs on which networks and the exact denoiser are compared."""
+  rng = jax.random.key(30_000 + config.seed)
+  return pairs(config, rng, config.num_oracle)
 
 
 def exact_denoise(config: Config, x: jax.Array, t: jax.Array) -> jax.Array:
@@ -416,25 +537,68 @@ def exact_denoise(config: Config, x: jax.Array, t: jax.Array) -> jax.Array:
   return gmm_denoise(mixture(config), x, t, schedule=_SCHEDULE)
 
 
-def network(config: Config, kernel: ntk.ScoreKernel) -> Denoiser:
-  """A network trained on the same pairs to the kernel's stopping time."""
-  rngs = jax.random.split(jax.random.key(config.seed), 2)
-  time, rate = float(kernel.times[kernel.time_index]), float(kernel.times[0])
-  found = ntk.fit_score_network(
-    jax.random.key(config.seed + 1),
-    *pairs(config, rngs[0], config.network_pairs),
-    width=config.network_width,
+def network_point(config: Config, width: int) -> Point:
+  """Networks (seeds,) of one width beside the kernel on the same pairs."""
+  with jax.enable_x64(True):
+    kernel = fitted(config, config.network_pairs, 0)
+    x, t, _ = oracle_pairs(config)
+    want, exact = kernel.denoise(x, t), oracle(config, x, t)
+    found: dict[str, list[float]] = {}
+    for seed in range(config.network_seeds):
+      rng = jax.random.key(config.seed + 1 + seed)
+      network, ratio = trained_network(config, rng, kernel, width)
+      out = network.denoise(x, t)
+      errors = [jnp.square(f - exact).mean() for f in (out, want)]
+      gap = jnp.linalg.norm(out - want) / jnp.linalg.norm(want)
+      fell = (jnp.diff(network.history.losses) < 0).all()
+      for name, value in (
+        ("gap", gap),
+        ("error", errors[0] / errors[1]),
+        ("fell", fell),
+        ("largest", ratio),
+      ):
+        found.setdefault(name, []).append(float(value))
+  return {name: np.array(values) for name, values in found.items()}
+
+
+def trained_network(
+  config: Config, rng: jax.Array, kernel: ntk.ScoreKernel, width: int
+) -> tuple[ntk.ScoreNetwork, float]:
+  """A network at the kernel's stopping time, and how much steeper it is.
+
+  The largest eigenvalue of its own kernel may be several times that of the
+  limit, and the rate must be stable for both.
+  """
+  data = pairs(
+    config,
+    jax.random.split(jax.random.key(config.seed), 2)[0],
+    config.network_pairs,
+  )
+  dim, num_outputs = kernel.centers.shape[1], config.mixture_dim
+  start = softmax.init(rng, width, dim, num_outputs, dtype="float64")
+  size = config.network_pairs * num_outputs
+  matrix = softmax.ntk(start, kernel.centers).reshape(size, size)
+  limit = 1 / float(kernel.times[0])
+  largest = float(jnp.linalg.eigvalsh(matrix)[-1])
+  rate = 0.5 / max(largest, limit)
+  time = float(kernel.times[kernel.time_index])
+  network = ntk.fit_score_network(
+    rng,
+    *data,
+    width=width,
     num_steps=max(1, round(time / rate)),
     learning_rate=rate,
     t_max=config.t_max,
   )
-  return found.denoise
+  return network, largest / limit
 
 
 def _score_checks(
   config: Config, score: Point, more: Point
 ) -> list[harness.Check]:
   accepted = config.accepted
+  at = config.num_pairs.index(config.interpolated_pairs)
+  stopped = score["error"][at, 0]
   errors = np.exp(np.log(score["error"]).mean(1))
   return [
     harness.Check(
@@ -448,16 +612,51 @@ def _score_checks(
     harness.Check("variance of the denoiser", more["variance"]),
     harness.Check(
       f"error over that of interpolation, n={config.interpolated_pairs}",
-      more["stopped"] / more["interpolating"],
+      stopped / score["interpolating"][at],
       high=accepted.over_interpolation,
     ),
     harness.Check(
-      f"network of width {config.network_width} off the kernel's outputs",
-      more["network_gap"],
-      high=accepted.network_gap,
+      f"the same, 10^6 times as long, n={config.interpolated_pairs}",
+      stopped / more["forever"],
     ),
-    harness.Check("energy distance of samples", more["distance"]),
-    harness.Check("the same with the exact denoiser", more["distance_oracle"]),
+    *(
+      harness.Check(f"error of interpolation, n={n}", error)
+      for n, error in zip(config.num_pairs, score["interpolating"])
+    ),
+    *(
+      harness.Check(f"energy distance of samples, n={n}", distance)
+      for n, distance in zip(config.num_pairs, score["distance"])
+    ),
+    harness.Check(
+      "energy distance with the exact denoiser", more["distance_oracle"]
+    ),
+  ]
+
+
+def _network_checks(config: Config, networks: Point) -> list[harness.Check]:
+  gaps = np.median(networks["gap"], axis=1)
+  decides = config.network_width
+  at = config.network_widths.index(decides)
+  return [
+    *(
+      harness.Check(
+        f"network of width {m} off the kernel's outputs",
+        gap,
+        high=config.accepted.network_gap if m == decides else np.inf,
+      )
+      for m, gap in zip(config.network_widths, gaps)
+    ),
+    harness.Check(
+      f"error of the network over the kernel's, m={decides}",
+      np.median(networks["error"][at]),
+    ),
+    harness.Check(
+      f"largest eigenvalue over the limit's, m={decides}, most",
+      networks["largest"][at].max(),
+    ),
+    harness.Check(
+      "networks whose losses fell in every step", networks["fell"].mean()
+    ),
   ]
 
 
@@ -510,7 +709,7 @@ def _draw(
   _draw_limits(axes[0, 1], limits)
   _draw_moves(axes[0, 2], config, moves)
   _draw_score(axes[1, 0], config, score, more)
-  _draw_samples(axes[1, 1], config, more)
+  _draw_samples(axes[1, 1], config, score)
   _draw_digits(axes[1, 2], digits)
   return figure
 
@@ -521,14 +720,16 @@ def _draw_lazy(ax: Axes, config: Config, lazy: Point) -> None:
     "move_rms": "weights moved",
     "kernel_change": "kernel changed",
   }
-  for name, label in labels.items():
+  for (name, label), color in zip(labels.items(), harness.PALETTE):
     medians = np.median(lazy[name], axis=1)
     harness.plot_loglog(ax, config.widths, medians, label=label)
+    ends = lazy[name].min(1), lazy[name].max(1)
+    ax.fill_between(config.widths, *ends, color=color, alpha=0.2, lw=0)
   low, high = ax.get_ylim()
   ax.set(
     title="Wider networks train like their limit",
     xlabel="m, neurons",
-    ylabel="median over seeds",
+    ylabel="median over seeds, least and most",
     ylim=(low, high * 30),
   )
   ax.legend(loc="upper right")
@@ -567,9 +768,9 @@ def _draw_score(ax: Axes, config: Config, score: Point, more: Point) -> None:
   errors = np.exp(np.log(score["error"]).mean(1))
   harness.plot_loglog(ax, config.num_pairs, errors, label="stopped in time")
   ax.loglog(
-    config.interpolated_pairs,
-    more["interpolating"],
-    "s",
+    config.num_pairs,
+    score["interpolating"],
+    "s--",
     color=harness.PALETTE[1],
     label="interpolating",
   )
@@ -582,8 +783,8 @@ def _draw_score(ax: Axes, config: Config, score: Point, more: Point) -> None:
   ax.legend()
 
 
-def _draw_samples(ax: Axes, config: Config, more: Point) -> None:
-  x = more["samples"]
+def _draw_samples(ax: Axes, config: Config, score: Point) -> None:
+  x = score["samples"][config.num_pairs.index(config.interpolated_pairs)]
   ax.plot(x[:, 0], x[:, 1], ".", markersize=3, alpha=0.5)
   ax.set(
     title=f"Samples with it, {config.interpolated_pairs} pairs",

@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments import harness
 from experiments import softmax_ntk as experiment
+from jaxattn import ntk
 from jaxattn.sampling import gmm_logpdf, score_from_denoiser
 from tests.experiments import smoke
 
@@ -22,6 +23,10 @@ def test_steps_until_a_loss_is_reached():
     return ((modes * (1 - values / 2) ** t) ** 2).sum() / 2
 
   assert loss(steps) <= 1e-3 < loss(steps - 1)
+  # Of a singular kernel one mode stays, and others do not.
+  singular = np.array([0.0, 1.0, 2.0])
+  assert experiment.steps_until(singular, modes, 1e-3) == np.inf
+  assert experiment.steps_until(singular, modes * [0, 1, 1], 1e-3) < 20
 
 
 def test_score_of_the_oracle():
@@ -47,22 +52,39 @@ def test_the_sampler_with_the_oracle_draws_the_data():
   assert distance < 0.01
 
 
+def test_modes_of_mixtures():
+  config = harness.load_config(f"{_CONFIG}:cpu")
+  means = experiment.mixture(config).means
+  np.testing.assert_array_equal(means, [[1, 1], [1, -1], [-1, 1], [-1, -1]])
+  means = experiment.mixture(harness.load_config(f"{_CONFIG}:full")).means
+  assert means.shape == (32, 16)
+  assert len(np.unique(means, axis=0)) == 32
+  np.testing.assert_array_equal(abs(means), 1)
+
+
 def test_full_size_is_traced():
   config = harness.load_config(f"{_CONFIG}:full")
-  width = max(config.widths)
+  n, dim = max(config.num_pairs), config.mixture_dim
   with jax.enable_x64(True):
-    factor = jax.eval_shape(
-      lambda rng: experiment.softmax.init(
-        rng, width, config.dim, config.num_outputs
-      ),
+    found = jax.eval_shape(
+      functools.partial(experiment.lazy_metrics, config, width=2**18),
       jax.random.key(0),
+      rate=jax.ShapeDtypeStruct((), jnp.float64),
+      predicted=jax.ShapeDtypeStruct(
+        (config.num_test, config.num_outputs), jnp.float64
+      ),
     )
-    kernel = jax.eval_shape(
-      experiment.softmax.ntk,
-      factor,
-      jax.ShapeDtypeStruct((config.num_data, config.dim), jnp.float32),
+    assert {value.shape for value in found.values()} == {()}
+    pairs, val = (
+      tuple(
+        jax.ShapeDtypeStruct(shape, jnp.float64)
+        for shape in ((k, dim), (k,), (k, dim))
+      )
+      for k in (n, config.num_val)
     )
-  assert kernel.shape == (config.num_data, config.num_outputs) * 2
+    fitted = jax.eval_shape(ntk.fit_score_kernel, *pairs, val=val)
+  assert max(config.widths) == 2**18
+  assert fitted.coefficients.shape == (n, dim) == (4096, 16)
 
 
 def test_smoke(tmp_path):
