@@ -205,6 +205,19 @@ def test_sums_of_16_bits_are_wide(method):
   np.testing.assert_allclose(got.astype("float32"), 4096, rtol=tol)
 
 
+@pytest.mark.any_x64
+@pytest.mark.parametrize("method", ["jacobian", "structured"])
+def test_chunks_in_float32(method):
+  x, model = _float32(7, 5), MLP((16, 2))
+  params = model.init(jax.random.key(0), x)
+  if method == "structured":
+    kernel = functools.partial(ntk.structured_ntk, mlp_with_taps, params, x)
+  else:
+    kernel = functools.partial(ntk.empirical_ntk, model.apply, params, x)
+  assert kernel().dtype == jnp.float32
+  _close(kernel(chunk_size=3), kernel(), 1e-5)
+
+
 def _held(kernel, *args):
   """Bytes beside arguments and result."""
   run = jax.jit(kernel).lower(*args).compile()

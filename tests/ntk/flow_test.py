@@ -252,6 +252,19 @@ def test_linear_model_follows_the_prediction_at_every_width(width):
   np.testing.assert_allclose(*moved, rtol=0, atol=1e-10)
 
 
+@pytest.mark.any_x64
+def test_descent_in_float32():
+  features, y = map(np.float32, _linear_model(num_params=12))
+  kernel = np.einsum("iap,jbp->iajb", features, features)
+  factor = ntk.kernel_factor(kernel)
+  rate, moved = 0.9 / float(factor.eigenvalues[-1]), np.zeros((5, 2))
+  for _ in range(30):
+    moved += rate * np.einsum("iajb,jb->ia", kernel.astype(float), y - moved)
+  got = ntk.descent_train(factor, y, rate, 30)
+  assert got.dtype == jnp.float32
+  np.testing.assert_allclose(got, moved, rtol=0, atol=1e-5 * np.abs(y).max())
+
+
 def test_heavy_ball_by_modes():
   # Each mode repeats e_{t+1} = (1 + b - rate lambda) e_t - b e_{t-1}: powers of
   # a 2 by 2 matrix, here by its eigenvalues.

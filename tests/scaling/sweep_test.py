@@ -42,6 +42,7 @@ def _swept():
   return run_sweep(_KEY, _train, _WIDTHS, 4)
 
 
+@pytest.mark.any_x64
 def test_a_width_alone_is_the_same_bitwise():
   alone = run_sweep(_KEY, _train, (16,), 4).values
   among = _swept()
