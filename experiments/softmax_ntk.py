@@ -41,7 +41,7 @@ from jaxattn.sampling import (
   score_from_denoiser,
   time_grid,
 )
-from jaxattn.scaling import fit_slope, sweep
+from jaxattn.scaling import fit_slope
 
 # A ConfigDict: what type a field has is known at run time only.
 Config = Any
@@ -56,12 +56,7 @@ _MORE_LAZY = ("kernel_limit_gap", "move_max", "alignment")
 def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
   """Runs the experiment; see the module's docstring."""
   wd = harness.open_workdir(workdir, config)
-  lazy = _stacked(
-    [
-      wd.point(f"lazy/m={m}", functools.partial(lazy_point, config, m))
-      for m in harness.progress(config.widths, "widths")
-    ]
-  )
+  lazy = sweep_lazy(wd)
   limits = wd.point("limits", functools.partial(limits_point, config))
   moves = wd.point("moves", functools.partial(moves_point, config))
   score = _stacked(
@@ -133,18 +128,19 @@ def unit_vectors(seed: int, n: int, dim: int) -> jax.Array:
   return jnp.asarray(x / np.linalg.norm(x, axis=1, keepdims=True))
 
 
-def lazy_point(config: Config, width: int) -> Point:
-  """Metrics (seeds,) of networks of one width."""
+def sweep_lazy(wd: harness.Workdir) -> Point:
+  """Metrics (widths, seeds) of networks."""
+  config: Config = wd.config
   with jax.enable_x64(True):
-    fn = functools.partial(lazy_metrics, config)
-    found = sweep(
+    return harness.sweep_widths(
+      wd,
+      "lazy",
       jax.random.key(config.seed),
-      fn,
-      (width,),
+      functools.partial(lazy_metrics, config),
+      config.widths,
       config.num_seeds,
       args=lazy_prediction(config),
     )
-    return {name: values[0] for name, values in found.values.items()}
 
 
 def lazy_data(config: Config) -> tuple[jax.Array, jax.Array, jax.Array]:

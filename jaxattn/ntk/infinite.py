@@ -228,9 +228,16 @@ def _angle(cov: jax.Array, var1: jax.Array, var2: jax.Array) -> _Pair:
   The first alone leaves a NaN in the derivative, 0 times infinity.
   """
   positive = (var1 > 0) & (var2 > 0)
-  # The product of variances would leave the range of float32 at 1e19.
+  # The root of the product is exact where variances are equal, but products
+  # leave the range of float32 at 1e19.
+  product = var1 * var2
+  in_range = (product >= jnp.finfo(product.dtype).tiny) & (product < jnp.inf)
   root1, root2 = (jnp.sqrt(jnp.where(positive, v, 1)) for v in (var1, var2))
-  size = jnp.where(positive, root1 * root2, 0)
+  size = jnp.where(
+    in_range,
+    jnp.sqrt(jnp.where(in_range, product, 1)),
+    jnp.where(positive, root1 * root2, 0),
+  )
   rho = jnp.where(positive, cov / jnp.where(positive, size, 1), 0)
   rho = jnp.clip(rho, -1, 1)
   square = (1 - rho) * (1 + rho)
@@ -260,8 +267,8 @@ def _arccos32(x: jax.Array, apart: jax.Array) -> jax.Array:
 @jax.custom_jvp
 def _covariance(cov: jax.Array, var1: jax.Array, var2: jax.Array) -> jax.Array:
   angle, cosine, sine, size = _angle(cov, var1, var2)
-  # `size` where the angle is 0, whatever `cov` is: the diagonal of covariances
-  # follows the variances, layer after layer.
+  # Exactly `size` where the angle is 0: variances then stay equal to the
+  # diagonal of covariances, layer after layer.
   return size * (cosine * (1 - angle / jnp.pi) + sine / jnp.pi)
 
 
