@@ -12,7 +12,9 @@ Five questions about arXiv 2309.07452 and 1905.13192:
 """
 
 import functools
+import itertools
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,17 +53,15 @@ _nodes_with_taps = functools.partial(gnn_with_taps, readout="node")
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
   """Runs the experiment; see the module's docstring."""
+  paths = tu_folders(config.tu)
   wd = harness.open_workdir(workdir, config)
   gaps = {level: _gaps(wd, level) for level in _LEVELS}
   atlas = wd.point("atlas", functools.partial(atlas_point, config))
   molecules = wd.point("molecules", functools.partial(molecules_point, config))
   club = wd.point("club", functools.partial(club_point, config))
-  paths = [path for path in config.tu.split(",") if path]
   sets = {
-    os.path.basename(os.path.normpath(path)): wd.point(
-      f"tu/{i}", functools.partial(tu_point, config, path)
-    )
-    for i, path in enumerate(paths)
+    name: wd.point(f"tu/{name}", functools.partial(tu_point, config, path))
+    for name, path in paths.items()
   }
   large = wd.point("large", functools.partial(large_point, config))
   figure = _draw(config, gaps, atlas, molecules, club)
@@ -85,7 +85,12 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
     checks=[
       *_gap_checks(config, gaps),
       *_atlas_checks(config, atlas),
-      *_reported(molecules, club, sets, large),
+      *_reported(config, molecules, club, sets, large),
+    ],
+    timed=[
+      harness.Check("seconds of the large matrix, compiled anew", x)
+      for k, x in large.items()
+      if k == "seconds"
     ],
   )
 
@@ -94,15 +99,17 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
 
 
 def _gaps(wd: harness.Workdir, level: str) -> dict[str, np.ndarray]:
-  """(widths, seeds) distances."""
+  """(widths, seeds) distances, and (widths,) what the kernel is like."""
   config: Config = wd.config
+  fn, condition = distances(config, level)
   return harness.sweep_widths(
     wd,
     f"gaps/{level}",
     jax.random.key(config.seed),
-    distances(config, level),
+    fn,
     config.widths,
     config.num_seeds,
+    then=lambda _, found: {**found, "condition": condition},
   )
 
 
@@ -126,11 +133,15 @@ def problem(
   return batch, rng.normal(size=config.num_graphs), seen
 
 
-def distances(config: Config, level: str) -> Callable[..., Any]:
-  """Of a seed and a width: those of kernels, and of trained networks."""
+def distances(config: Config, level: str) -> tuple[Callable[..., Any], float]:
+  """Of a seed and a width: those of kernels, and of trained networks.
+
+  And the least over the largest eigenvalue of the kernel that is trained on.
+  """
   batch, targets, seen = problem(config, level)
   kernel = limit_kernel(config, level, batch)
-  rate = config.rate / np.linalg.eigvalsh(kernel[seen][:, seen])[-1]
+  sizes = np.linalg.eigvalsh(kernel[seen][:, seen])
+  rate = config.rate / sizes[-1]
   with jax.enable_x64(True):
     factor = kernel_factor(jnp.asarray(kernel[seen][:, seen]))
     want = np.asarray(
@@ -142,7 +153,7 @@ def distances(config: Config, level: str) -> Callable[..., Any]:
         config.num_steps,
       )
     )
-  return functools.partial(
+  fn = functools.partial(
     one_network,
     config,
     level,
@@ -153,13 +164,14 @@ def distances(config: Config, level: str) -> Callable[..., Any]:
     rate=float(rate),
     want=jnp.asarray(want, jnp.float32),
   )
+  return fn, float(sizes[0] / sizes[-1])
 
 
 def limit_kernel(config: Config, level: str, batch: GraphBatch) -> np.ndarray:
   """(n, n) kernel of infinite width, of all graphs or nodes; float64."""
   arch = {
     "num_blocks": config.num_blocks,
-    "num_mlp_layers": config.num_mlp_layers,
+    "num_mlp_layers": config.gap_mlp_layers,
     "jumping": True,
   }
   with jax.enable_x64(True):
@@ -191,7 +203,7 @@ def one_network(
     width,
     batch.features.shape[2],
     num_blocks=config.num_blocks,
-    num_mlp_layers=config.num_mlp_layers,
+    num_mlp_layers=config.gap_mlp_layers,
     jumping=True,
   )
   own = structured_ntk(with_taps, params, batch).reshape(kernel.shape)
@@ -234,10 +246,12 @@ def atlas_point(config: Config) -> dict[str, Any]:
   colors = [
     color_counts(adjacencies, features, h) for h in config.wl_iterations
   ]
+  uniform = degree_gram(config, adjacencies, features, aggregate="uniform")
   out = {"least": sizes[0] / sizes[-1]}
   for i, target in enumerate(_TARGETS):
     score = functools.partial(_r2, config, targets[:, i], fit, rest)
     out[f"{target}, kernel"], predicted = score(gram)
+    out[f"{target}, uniform"] = score(uniform)[0]
     out[f"{target}, colors"] = max(score(c @ c.T)[0] for c in colors)
     out[f"{target}, true"], out[f"{target}, predicted"] = (
       targets[rest, i],
@@ -256,6 +270,8 @@ def degree_gram(
   config: Config,
   adjacencies: list[np.ndarray],
   features: list[np.ndarray],
+  *,
+  aggregate: str = "degree",
   **options: Any,
 ) -> np.ndarray:
   """The kernel of the configured network between all graphs; float64."""
@@ -265,7 +281,7 @@ def degree_gram(
     **options,
   }
   with jax.enable_x64(True):
-    batch = _padded(adjacencies, features, np.float64)
+    batch = _padded(adjacencies, features, np.float64, aggregate)
     return np.asarray(graph_gntk(batch, **arch))
 
 
@@ -341,17 +357,35 @@ def molecules_point(config: Config) -> dict[str, Any]:
     "kernel": [gram(normalize=True)],
     "without jumping": [gram(normalize=True, jumping=False)],
     "colors": [_unit(c @ c.T) for c in colors],
-    "composition": [composition @ composition.T],
   }
-  order = np.random.default_rng(config.seed).permutation(len(y))
-  folds = np.array_split(order, config.num_folds)
+  models = {
+    name: [functools.partial(predict, config, k) for k in choices]
+    for name, choices in grams.items()
+  }
+  models["composition"] = [functools.partial(least_squares, composition)]
+  orders = [
+    np.random.default_rng(config.seed + i).permutation(len(y))
+    for i in range(config.num_splits)
+  ]
+  splits = [np.array_split(order, config.num_folds) for order in orders]
   out: dict[str, Any] = {"true": y}
-  for name, choices in grams.items():
-    found = [_by_folds(config, k, y, folds) for k in choices]
-    errors = [np.abs(p - y).mean() for p in found]
-    out[name] = min(errors)
-    out[f"{name}, predicted"] = found[int(np.argmin(errors))]
+  for name, choices in models.items():
+    found = np.array([[_by_folds(m, y, s) for s in splits] for m in choices])
+    # (choices, splits)
+    errors = np.abs(found - y).mean(-1)
+    best = int(errors.mean(1).argmin())
+    out[name] = errors[best].mean()
+    out[f"{name}, by split"] = errors[best]
+    out[f"{name}, predicted"] = found[best, 0]
   return out
+
+
+def least_squares(
+  x: np.ndarray, y: np.ndarray, fit: np.ndarray, rest: np.ndarray
+) -> np.ndarray:
+  """A constant, and a number for each column."""
+  x = np.concatenate([np.ones((len(x), 1)), x], 1)
+  return x[rest] @ np.linalg.lstsq(x[fit], y[fit])[0]
 
 
 def _unit(gram: np.ndarray) -> np.ndarray:
@@ -360,12 +394,12 @@ def _unit(gram: np.ndarray) -> np.ndarray:
 
 
 def _by_folds(
-  config: Config, gram: np.ndarray, y: np.ndarray, folds: Sequence[np.ndarray]
+  model: Callable[..., np.ndarray], y: np.ndarray, folds: Sequence[np.ndarray]
 ) -> np.ndarray:
   predicted = np.zeros(len(y))
   for fold in folds:
     rest = np.setdiff1d(np.arange(len(y)), fold)
-    predicted[fold] = predict(config, gram, y, rest, fold)
+    predicted[fold] = model(y, rest, fold)
   return predicted
 
 
@@ -383,11 +417,11 @@ def club_point(config: Config) -> dict[str, Any]:
     fit = kernel_ridge_fit(
       jnp.asarray(gram[np.ix_(ends, ends)]),
       jnp.asarray(y[ends]),
-      relative_ridge=config.ridges[0],
+      relative_ridge=config.club_ridges[0],
     )
     scores = kernel_ridge_predict(jnp.asarray(gram[:, ends]), fit)
     errors = loo_residuals(
-      jnp.asarray(gram), jnp.asarray(y), relative_ridge=max(config.ridges)
+      jnp.asarray(gram), jnp.asarray(y), relative_ridge=config.club_ridges[1]
     )
   scores = np.asarray(scores)
   return {
@@ -408,6 +442,21 @@ def _club() -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
 # --- 5. sets of the user ---
 
 
+def tu_folders(paths: str) -> dict[str, str]:
+  """Folders by name; refuses what cannot be read before anything runs."""
+  found: dict[str, str] = {}
+  for path in filter(None, paths.split(",")):
+    name = os.path.basename(os.path.normpath(path))
+    if not os.path.isdir(path):
+      raise ValueError(f"tu must name folders, got {path!r}, which is none")
+    if name in found:
+      raise ValueError(
+        f"folders of tu must differ in name, got {found[name]!r} and {path!r}"
+      )
+    found[name] = path
+  return found
+
+
 def tu_point(config: Config, path: str) -> dict[str, float]:
   """Ten-fold accuracy of the best architecture and C, in percent."""
   # An extra of this package, so not imported with it.
@@ -418,36 +467,54 @@ def tu_point(config: Config, path: str) -> dict[str, float]:
     10, shuffle=True, random_state=config.seed
   )
   best = (0.0, 0.0)
-  for blocks in config.tu_blocks:
-    for layers in config.tu_layers:
-      gram = degree_gram(
-        config,
-        adjacencies,
-        features,
-        num_blocks=blocks,
-        num_mlp_layers=layers,
-        normalize=True,
-      )
-      for c in np.logspace(-2, 4, config.tu_num_c):
-        model = svm.SVC(C=c, kernel="precomputed")
-        scores = model_selection.cross_val_score(model, gram, labels, cv=folds)
-        best = max(best, (100 * scores.mean(), 100 * scores.std()))
+  for blocks, layers, aggregate, normalize in itertools.product(
+    config.tu_blocks,
+    config.tu_layers,
+    config.tu_aggregates,
+    config.tu_normalize,
+  ):
+    gram = degree_gram(
+      config,
+      adjacencies,
+      features,
+      aggregate=aggregate,
+      num_blocks=blocks,
+      num_mlp_layers=layers,
+      normalize=normalize,
+    )
+    # What a C means does not depend on the scale of a kernel.
+    gram = gram / np.diagonal(gram).mean()
+    for c in np.logspace(-2, 4, config.tu_num_c):
+      model = svm.SVC(C=c, kernel="precomputed")
+      scores = model_selection.cross_val_score(model, gram, labels, cv=folds)
+      best = max(best, (100 * scores.mean(), 100 * scores.std()))
   return {"accuracy": best[0], "deviation": best[1]}
 
 
 def large_point(config: Config) -> dict[str, float]:
-  """Trace of a Gram matrix of random trees over their number; 0 of none."""
+  """What a Gram matrix of random trees holds, and its seconds; {} of none."""
   num, largest, blocks = config.large
   if not num:
-    return {"trace": 0.0}
+    return {}
   rng = np.random.default_rng(config.seed)
   trees = [
     networkx.random_labeled_tree(int(n), seed=int(rng.integers(1 << 30)))
     for n in rng.integers(3, largest + 1, num)
   ]
   batch = _padded(*from_networkx(trees), np.float32)
-  gram = graph_gntk(batch, num_blocks=blocks, num_mlp_layers=1, normalize=True)
-  return {"trace": float(jnp.trace(gram)) / num}
+  start = time.perf_counter()
+  gram = np.asarray(
+    graph_gntk(batch, num_blocks=blocks, num_mlp_layers=1, normalize=True)
+  )
+  seconds = time.perf_counter() - start
+  sizes = np.linalg.eigvalsh(gram.astype(np.float64))
+  return {
+    "share of finite entries": float(np.isfinite(gram).mean()),
+    # At most 1, by the inequality of Cauchy and Schwarz.
+    "largest entry": float(np.abs(gram).max()),
+    "least over largest eigenvalue": float(sizes[0] / sizes[-1]),
+    "seconds": seconds,
+  }
 
 
 # --- graphs ---
@@ -463,10 +530,13 @@ def connected_graphs(largest: int) -> list[Any]:
 
 
 def _padded(
-  adjacencies: list[np.ndarray], features: list[np.ndarray], dtype: Any
+  adjacencies: list[np.ndarray],
+  features: list[np.ndarray],
+  dtype: Any,
+  aggregate: str = "degree",
 ) -> GraphBatch:
   rows = [x.astype(dtype) for x in features]
-  return pad_graphs(adjacencies, rows, aggregate="degree")
+  return pad_graphs(adjacencies, rows, aggregate=aggregate)
 
 
 # --- checks ---
@@ -478,7 +548,10 @@ def _gap_checks(
   accepted, widest = config.accepted, config.widths[-1]
   checks = []
   for level, found in gaps.items():
-    medians = {key: np.median(x, axis=1) for key, x in found.items()}
+    conditions = found["condition"]
+    medians = {
+      key: np.median(x, axis=1) for key, x in found.items() if x.ndim > 1
+    }
     slope = fit_slope(config.widths, medians["test"]).slope
     kernel_slope = fit_slope(config.widths, medians["kernel"]).slope
     at = f"of {level}, width {widest}"
@@ -492,6 +565,10 @@ def _gap_checks(
       harness.Check(f"distance on trained data {at}", medians["train"][-1]),
       harness.Check(f"slope of the distance of kernels, {level}", kernel_slope),
       harness.Check(f"distance of kernels {at}", medians["kernel"][-1]),
+      harness.Check(
+        f"least over largest eigenvalue of what is trained on, {level}",
+        float(conditions[0]),
+      ),
     ]
   return checks
 
@@ -503,6 +580,9 @@ def _atlas_checks(config: Config, atlas: dict[str, Any]) -> list[harness.Check]:
     checks += [
       harness.Check(f"R^2 of {target}", ours),
       harness.Check(
+        f"R^2 of {target}, neighbors added up", atlas[f"{target}, uniform"]
+      ),
+      harness.Check(
         f"R^2 of {target}, more than by colors",
         ours - theirs,
         config.accepted.advantage,
@@ -512,6 +592,7 @@ def _atlas_checks(config: Config, atlas: dict[str, Any]) -> list[harness.Check]:
 
 
 def _reported(
+  config: Config,
   molecules: dict[str, Any],
   club: dict[str, Any],
   sets: dict[str, dict[str, float]],
@@ -522,16 +603,32 @@ def _reported(
     harness.Check(f"error of enthalpies, {k}", molecules[k]) for k in errors
   ]
   checks += [
+    harness.Check(
+      f"error of enthalpies, {k}, {what} split", fn(molecules[f"{k}, by split"])
+    )
+    for k in errors
+    for what, fn in (("best", np.min), ("worst", np.max))
+  ]
+  checks += [
     harness.Check(f"karate club, {k}", club[k])
     for k in ("two labels", "one left out")
   ]
-  checks += [
-    harness.Check(f"accuracy on {name}", found["accuracy"])
-    for name, found in sets.items()
+  for name, found in sets.items():
+    checks += [
+      harness.Check(f"accuracy on {name}", found["accuracy"]),
+      harness.Check(f"its deviation over folds, {name}", found["deviation"]),
+    ]
+    if name in config.tu_published:
+      published = config.tu_published[name]
+      checks.append(harness.Check(f"published accuracy on {name}", published))
+  return [
+    *checks,
+    *(
+      harness.Check(f"{k} of the large matrix", x)
+      for k, x in large.items()
+      if k != "seconds"
+    ),
   ]
-  if large["trace"]:
-    checks.append(harness.Check("trace of the large matrix", large["trace"]))
-  return checks
 
 
 # --- figure ---

@@ -211,7 +211,7 @@ def test_float32_keeps_its_digits_over_single_tokens():
     return moment_update(state, key, value)
 
   state = moment_init(1, 1, 1, 1, degree=2)
-  state = streaming.stream(step, state, jnp.arange(num))
+  state = streaming.stream(step, state, range(num))
   key, value = np.asarray(jax.vmap(draw)(jnp.arange(num)), np.float64).T
   powers = np.stack([np.ones(num), key, key * key])
   want = powers @ np.stack([value, np.ones(num)], 1)
@@ -229,7 +229,7 @@ def test_state_has_one_size_and_features_exist_for_one_chunk():
     return moment_update(state, x, x)
 
   def pass_over(state, num):
-    return streaming.stream(step, state, jnp.arange(num))
+    return streaming.stream(step, state, range(num))
 
   state = moment_init(1, 1, 3, 3, degree=4)
   sizes = set()
@@ -256,6 +256,12 @@ def test_stream_of_an_iterator_is_that_of_arrays():
   b = streaming.stream(step, empty(), zip(key, value, strict=True))
   assert_same_sums(a, b)
   assert_same_sums(a, filled())
+
+  def numbered(state, i):
+    return step(state, (key[i // 3], value[i // 3]))
+
+  backwards = range(21, -1, -3)
+  assert_same_sums(a, streaming.stream(numbered, empty(), backwards))
 
 
 def test_second_calls_do_not_compile():
@@ -392,11 +398,11 @@ def test_queries_merges_and_decays_refuse():
     (lambda: state_bytes((state, 3)), "state must hold arrays only, got 3"),
     (
       lambda: streaming.stream(moment_merge, state, (query, query[0])),
-      "chunks must be an iterator, or arrays with one leading axis",
+      "chunks must be a range, an iterator, or arrays with one leading",
     ),
     (
       lambda: streaming.stream(moment_merge, state, 3),
-      "chunks must be an iterator",
+      "chunks must be a range",
     ),
   ]
   for call, message in cases:

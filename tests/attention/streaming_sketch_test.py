@@ -215,14 +215,14 @@ def test_states_have_one_size_and_nothing_is_as_long_as_the_stream():
       state = three_sketch_update_value(state, 64 * i, x[:, :HV])
       return three_sketch_update_key(state, 64 * i, x)
 
-    state = streaming.stream(step, state, jnp.arange(num))
+    state = streaming.stream(step, state, range(num))
     state = three_sketch_finalize(state)
 
     def ask(state, i):
       x = jnp.full((64, H), 1.0) / (i + 1)
       return three_sketch_update_query(state, 64 * i, x, radius=RADIUS)
 
-    return streaming.stream(ask, state, jnp.arange(num))
+    return streaming.stream(ask, state, range(num))
 
   shapes = [
     jax.eval_shape(functools.partial(pass_over, num=num), state)

@@ -19,6 +19,10 @@ from jaxattn.attention import (
   BlockSizes,
   PrefixState,
   linear_attention,
+  moment_init,
+  moment_merge,
+  moment_query,
+  moment_update,
   ntk_attention,
   polynomial_attention,
   polynomial_tensor_attention,
@@ -58,6 +62,8 @@ class Member(NamedTuple):
     in_pairs: it attends to pairs of keys: each call passes the suite's keys and
       values as the first ones, and reversed along their last axis, which no
       dtype rounds, as the second ones.
+    adapted: ``fn`` is not public: it puts together functions whose signature
+      differs by nature. Their options and refusals are tested with them.
   """
 
   fn: Callable[..., Any]
@@ -69,6 +75,7 @@ class Member(NamedTuple):
   no_keys: bool = False
   refuses: tuple[str, ...] = ()
   in_pairs: bool = False
+  adapted: bool = False
 
   @property
   def num_arrays(self) -> int:
@@ -320,6 +327,46 @@ def _full(fill: Any, *shape: int) -> np.ndarray:
   return np.full(shape, fill)
 
 
+def streamed_moments(
+  query: Any,
+  key: Any,
+  value: Any,
+  *,
+  scale: Any = None,
+  key_mask: Any = None,
+) -> Any:
+  """Attention by a state that two parts of the keys are merged into."""
+  if batched := query.ndim == 4:
+    arrays = query, key, value
+  else:
+    arrays = tuple(x[None] for x in (query, key, value))
+    key_mask = None if key_mask is None else key_mask[None]
+  query, key, value = map(jnp.asarray, arrays)
+  # Where eight devices that share the keys can be cut.
+  (b, s, k, h), cut = key.shape, 8
+  wide = query.dtype if query.dtype == jnp.float64 else jnp.float32
+  empty = moment_init(b, k, h, value.shape[-1], degree=2, dtype=wide)
+  state, *parts = (
+    moment_update(
+      empty,
+      key[:, part],
+      value[:, part],
+      key_mask=None if key_mask is None else jnp.asarray(key_mask)[:, part],
+    )
+    for part in (slice(0, cut), slice(cut, s))
+  )
+  for part in parts:
+    state = moment_merge(state, part)
+  out = _ask(state, query, scale)
+  return out if batched else out[0]
+
+
+@jax.jit
+def _ask(state: Any, query: Any, scale: Any) -> Any:
+  # Under jit, where a state without a token gives 0 instead of an error.
+  return moment_query(state, query, radius=3.0, scale=scale)
+
+
 _MASK = np.arange(T)[None, None, None] % 3 > 0
 _KEY_MASK = np.broadcast_to(np.arange(T) % 3 > 0, (B, T))
 _PRECISION = ("highest", "nonsense")
@@ -512,6 +559,14 @@ _ALL = (
     },
     refuses=("mask", "bias"),
     in_pairs=True,
+  ),
+  Member(
+    fn=streamed_moments,
+    oracle=_polynomial_oracle,
+    options=lambda num_keys: {},
+    effects={"scale": 0.25, "key_mask": _KEY_MASK},
+    neutral={},
+    adapted=True,
   ),
 )
 

@@ -12,6 +12,10 @@ from tests._recompile import quick_jit
 from tests.conformance._attention import MEMBERS, B, H, K, N, T
 
 all_members = pytest.mark.parametrize("name", sorted(MEMBERS))
+# Those that are public themselves, with all that they refuse.
+all_public = pytest.mark.parametrize(
+  "name", sorted(name for name, m in MEMBERS.items() if not m.adapted)
+)
 LOGITS = (B, N, T, T)
 NARROW = ["bfloat16", "float16", "float32"]
 DTYPES = NARROW + ["float64"] * jax.config.read("jax_enable_x64")

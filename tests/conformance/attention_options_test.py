@@ -15,6 +15,7 @@ from tests.conformance._attention import MEMBERS
 from tests.conformance._attention_calls import (
   LOGITS,
   all_members,
+  all_public,
   assert_close,
   eps_of,
   inputs,
@@ -82,7 +83,7 @@ def test_option_does_not_change_the_result(name, option):
     MEMBERS[name].call(*inputs()[1:], **{option: bad})
 
 
-@all_members
+@all_public
 def test_precision_reaches_the_products(name):
   call = functools.partial(MEMBERS[name].call, precision="highest")
   program = str(jax.make_jaxpr(call)(*inputs()[1:]))
@@ -135,14 +136,14 @@ _BAD_OPTIONS = [
 
 
 @pytest.mark.parametrize(("query", "key", "value", "message"), _BAD_SHAPES)
-@all_members
+@all_public
 def test_refused_shapes(name, query, key, value, message):
   message = re.escape(MEMBERS[name].words(message))
   with pytest.raises(ValueError, match=message):
     MEMBERS[name].call(*map(jnp.ones, (query, key, value)))
 
 
-@all_members
+@all_public
 def test_no_keys(name):
   query, key, value = inputs()[1:]
   none = key[:, :0], value[:, :0]
@@ -162,7 +163,7 @@ def test_no_keys(name):
 
 
 @pytest.mark.parametrize(("option", "bad", "message"), _BAD_OPTIONS)
-@all_members
+@all_public
 def test_refused_options(name, option, bad, message):
   call = functools.partial(MEMBERS[name].call, **{option: bad})
   if MEMBERS[name].takes(option):
@@ -184,7 +185,7 @@ def test_masks_of_lower_rank_broadcast(name):
   np.testing.assert_array_equal(low, full)
 
 
-@all_members
+@all_public
 def test_refused_rank_of_unbatched_mask(name):
   message = "mask must be broadcastable to (N, T, S) = (4, 3, 6), got shape (2"
   if not MEMBERS[name].takes("mask"):
@@ -195,7 +196,7 @@ def test_refused_rank_of_unbatched_mask(name):
     MEMBERS[name].call(*args, seen=np.ones((2, 4, 3, 6), bool))
 
 
-@all_members
+@all_public
 def test_refused_dtypes(name):
   member = MEMBERS[name]
   q, k, v = inputs()[1:]

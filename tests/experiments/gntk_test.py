@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import networkx
 import numpy as np
+import pytest
 
 from experiments import gntk as experiment
 from experiments import harness
@@ -38,6 +39,66 @@ def test_colors_are_those_of_weisfeiler_and_lehman():
   np.testing.assert_array_equal(
     np.sort(counts[2][counts[2] > 0]), [2] * 7 + [4]
   )
+
+
+def test_predictions_are_those_of_ridge_regression():
+  rng = np.random.default_rng(0)
+  x, y = rng.normal(size=(12, 3)), rng.normal(size=12)
+  config = harness.load_config(f"{_CONFIG}:cpu")
+  config.ridges = (0.1,)
+  fit, rest = np.arange(8), np.arange(8, 12)
+  gram = x @ x.T
+  got = experiment.predict(config, gram, y, fit, rest)
+  a = gram[:8, :8] + 0.1 * np.trace(gram[:8, :8]) / 8 * np.eye(8)
+  mean = y[:8].mean()
+  want = mean + gram[8:, :8] @ np.linalg.solve(a, y[:8] - mean)
+  np.testing.assert_allclose(got, want, rtol=1e-10)
+  # Of what is linear nothing is left.
+  y = 2 + x @ [1.0, -2.0, 0.5]
+  got = experiment.least_squares(x, y, fit, rest)
+  np.testing.assert_allclose(got, y[rest], rtol=1e-10)
+
+
+def test_members_of_the_club():
+  found = experiment.club_point(harness.load_config(f"{_CONFIG}:cpu"))
+  np.testing.assert_allclose(found["two labels"], 31 / 32)
+  np.testing.assert_allclose(found["one left out"], 33 / 34)
+
+
+def _write_set(folder):
+  """20 graphs in TU Dortmund's format: rings and paths of 3 to 7 nodes."""
+  folder.mkdir()
+  edges, graph_of, first = [], [], 1
+  for i in range(20):
+    n = 3 + i // 2 % 5
+    places = [(j, j + 1) for j in range(n - 1)] + [(n - 1, 0)] * (i % 2)
+    edges += [(first + u, first + v) for u, v in places]
+    graph_of += [i + 1] * n
+    first += n
+  for what, rows in (
+    ("A", [f"{u}, {v}" for u, v in edges]),
+    ("graph_indicator", graph_of),
+    ("graph_labels", [i % 2 for i in range(20)]),
+  ):
+    file = folder / f"{folder.name}_{what}.txt"
+    file.write_text("".join(f"{row}\n" for row in rows))
+  return str(folder)
+
+
+def test_sets_of_the_user(tmp_path):
+  path = _write_set(tmp_path / "RINGS")
+  config = harness.load_config(f"{_CONFIG}:cpu")
+  config.tu_blocks, config.tu_layers, config.tu_num_c = (1,), (1,), 2
+  # Rings have no ends.
+  found = experiment.tu_point(config, path)
+  assert found == {"accuracy": 100.0, "deviation": 0.0}
+  assert experiment.tu_folders(f"{path},") == {"RINGS": path}
+  with pytest.raises(ValueError, match="tu must name folders, got"):
+    experiment.tu_folders(f"{path},{path}_not")
+  other = tmp_path / "b" / "RINGS"
+  other.mkdir(parents=True)
+  with pytest.raises(ValueError, match="folders of tu must differ in name"):
+    experiment.tu_folders(f"{path},{other}")
 
 
 def test_full_size_is_traced():

@@ -12,16 +12,18 @@ from jax import lax
 def stream(fn: Callable[[Any, Any], Any], state: Any, chunks: Any) -> Any:
   """Carries a state through a stream, chunk by chunk.
 
-  The stream itself need never exist: ``chunks`` may be numbers of chunks,
-  ``jnp.arange(n)``, from which ``fn`` draws or computes what it adds; or a
-  Python iterator that reads from a disk or a socket.
+  The stream itself need never exist: ``chunks`` may be the numbers of chunks,
+  ``range(n)``, from which ``fn`` draws or computes what it adds; or a Python
+  iterator that reads from a disk or a socket.
 
   Args:
     fn: ``fn(state, chunk) -> state``, of the same structure, shapes and dtypes;
       traced. The same function compiles once, a lambda made anew each time.
     state: what to start from; any pytree.
-    chunks: a pytree of arrays with a leading axis that counts chunks, for one
-      ``lax.scan``; or an iterator over pytrees of equal shapes, for a loop.
+    chunks: a ``range``, for one loop on the device, of which any length is the
+      same program; a pytree of arrays with a leading axis that counts chunks,
+      for one ``lax.scan``, which has a gradient; or an iterator over pytrees of
+      equal shapes, for a loop on the host.
 
   Returns:
     The state behind the last chunk.
@@ -38,14 +40,13 @@ def stream(fn: Callable[[Any, Any], Any], state: Any, chunks: Any) -> Any:
 
   Example:
     >>> import jax
-    >>> import jax.numpy as jnp
     >>> from jaxattn.attention import moment_init, moment_update
     >>> def step(state, i):
     ...   rng = jax.random.fold_in(jax.random.key(0), i)
     ...   key, value = jax.random.normal(rng, (2, 1, 256, 1, 4))
     ...   return moment_update(state, key, value)
     >>> empty = moment_init(1, 1, 4, 4, degree=2)
-    >>> stream(step, empty, jnp.arange(400)).count.tolist()
+    >>> stream(step, empty, range(400)).count.tolist()
     [102400]
   """
   if isinstance(chunks, Iterator):
@@ -53,11 +54,13 @@ def stream(fn: Callable[[Any, Any], Any], state: Any, chunks: Any) -> Any:
     for chunk in chunks:
       state = step(state, chunk)
     return state
+  if isinstance(chunks, range):
+    return _loop(fn, state, chunks.start, chunks.step, len(chunks))
   chunks = jax.tree.map(jnp.asarray, chunks)
   sizes = {x.shape[:1] for x in jax.tree.leaves(chunks)}
   if len(sizes) != 1 or sizes == {()}:
     raise ValueError(
-      "chunks must be an iterator, or arrays with one leading axis that counts "
+      "chunks must be a range, an iterator, or arrays with one leading axis that counts "
       f"chunks, got leading axes {sorted(sizes)}"
     )
   return _scan(fn, state, chunks)
@@ -66,6 +69,17 @@ def stream(fn: Callable[[Any, Any], Any], state: Any, chunks: Any) -> Any:
 @functools.partial(jax.jit, static_argnums=0)
 def _scan(fn: Callable[[Any, Any], Any], state: Any, chunks: Any) -> Any:
   return lax.scan(lambda s, chunk: (fn(s, chunk), None), state, chunks)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _loop(
+  fn: Callable[[Any, Any], Any],
+  state: Any,
+  start: jax.Array,
+  step: jax.Array,
+  num: jax.Array,
+) -> Any:
+  return lax.fori_loop(0, num, lambda i, s: fn(s, start + step * i), state)
 
 
 def state_bytes(state: Any) -> int:
