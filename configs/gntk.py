@@ -68,8 +68,9 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
     "IMDB-MULTI": 52.8,
   }
 
-  # Graphs, their nodes and blocks of a Gram matrix that is only computed.
-  config.large = (0, 111, 10)
+  # Graphs, their nodes and blocks of a Gram matrix that is only computed, and
+  # whether that is timed.
+  config.large, config.timed = (0, 111, 10), False
 
   config.accepted = ml_collections.ConfigDict()
   config.accepted.gap_slope = (-0.8, -0.3)
@@ -84,10 +85,10 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
     config.largest_graph, config.num_fit = 5, 20
     config.wl_iterations, config.ridges = (1,), (1e-4, 1e-2)
     config.num_folds = config.num_splits = 2
-    config.large = (4, 9, 2)
+    config.large, config.timed = (4, 9, 2), True
   elif tier == "full":
     config.widths = (*config.widths, 2048)
-    config.large = (4110, 111, 10)
+    config.large, config.timed = (4110, 111, 10), True
     config.tu_blocks, config.tu_layers = tuple(range(2, 15)), (1, 2, 3)
     config.tu_aggregates = ("uniform", "degree")
     config.tu_normalize, config.tu_num_c = (False, True), 120
