@@ -9,7 +9,7 @@ full precision falls with the width by a power near -1/4, the error of the
 widest on held-out digits is within 10 % of its twin's if outputs are averaged
 over ten steps, and its error on training data is a power law of its size.
 smoke: seconds, decides nothing. full, one accelerator, not run yet: widths to
-2^18.
+2^18, power laws with up to 60000 data, and packed signs by the clock.
 """
 
 import ml_collections
@@ -31,7 +31,8 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   # Of 1 / lambda_max of the kernel of full precision; signs take 1 / 0.8 of it.
   config.rate_fraction = 0.5
 
-  # Errors over sizes, data and steps, of signs.
+  # Errors over sizes, data and steps, of signs; on digits, or on a function.
+  config.table_source = "digits"
   config.table_widths = tuple(2**k for k in range(5, 10))
   config.table_data = (32, 64, 128, 256, 512)
   config.table_steps = (25, 50, 100, 200, 400)
@@ -46,6 +47,9 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.synthetic_dim, config.synthetic_data = 16, (256, 512)
   config.synthetic_widths = tuple(2**k for k in range(5, 12, 2))
   config.synthetic_steps = 200
+
+  # Width and inputs of a layer of packed signs that is timed, at these batches.
+  config.packed_shape, config.packed_batches = (64, 40), ()
 
   config.accepted = ml_collections.ConfigDict()
   config.accepted.gap_slope = (-0.35, -0.15)
@@ -62,10 +66,15 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
     config.path_dim, config.path_width, config.path_seeds = 10, 64, 2
     config.path_steps = 10
     config.synthetic_data, config.synthetic_steps = (24, 20), 12
+    config.packed_batches = (1, 4)
   elif tier == "full":
     config.widths = tuple(2**k for k in range(5, 19))
     config.num_seeds = config.table_seeds = 16
     config.table_widths = tuple(2**k for k in range(5, 15))
     config.synthetic_data = (60_000, 10_000)
     config.synthetic_widths = tuple(2**k for k in range(5, 15))
+    config.table_source = "sines"
+    config.table_data = (60, 240, 960, 3750, 15_000, 60_000)
+    config.packed_shape = 16384, 4096
+    config.packed_batches = (1, 2, 4, 8, 16, 32, 64, 128)
   return config

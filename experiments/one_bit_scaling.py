@@ -7,6 +7,8 @@ Four questions about arXiv 2411.01663:
 3. Which kernel predicts how outputs move in training?
 4. The same on targets that are functions: sines, a logarithm, an exponential, a
    polynomial.
+
+Tier full also times a layer of packed signs.
 """
 
 import functools
@@ -25,6 +27,7 @@ from scipy import special
 from experiments import harness
 from jaxattn.data import load_digits
 from jaxattn.ntk import descent_recursion, mlp_ntk, one_bit
+from jaxattn.numerics import pack_signs, power_iteration
 from jaxattn.scaling import (
   PowerLaw,
   fit_joint_power_law,
@@ -50,7 +53,8 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
   wd = harness.open_workdir(workdir, config)
   data = digits(config)
   twins = _twins_by_width(wd, "digits", data, config.widths, config.num_steps)
-  table = _table(wd, data)
+  source = config.table_source
+  table = _table(wd, data if source == "digits" else synthetic(config, source))
   path = wd.point("path", functools.partial(path_point, config))
   targets = {
     name: _twins_by_width(
@@ -63,10 +67,11 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
     for name in _TARGETS
   }
   limit = wd.point("limit", functools.partial(limit_point, config, data))
+  packed = wd.point("packed", functools.partial(packed_point, config))
   laws = power_laws(config, twins, table)
-  figure = _draw(config, twins, limit, laws, path, targets)
+  figure = _draw(config, twins, limit, laws, path, targets, packed)
   harness.save_figure(
-    wd, figure, _figure_data(config, twins, table, path, targets)
+    wd, figure, _figure_data(config, twins, table, path, targets, packed)
   )
   return harness.finish(
     wd,
@@ -77,7 +82,7 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
     ),
     source="arXiv:2411.01663, abstract",
     paper="the difference vanishes and the loss falls with size (no numbers)",
-    checks=_checks(config, twins, table, laws, path),
+    checks=_checks(config, twins, limit, table, laws, path),
   )
 
 
@@ -199,8 +204,14 @@ def _twins_by_width(
 
 
 def learning_rate(config: Config, data: Data) -> jax.Array:
-  """Of full precision."""
-  return config.rate_fraction / jnp.linalg.eigvalsh(full_kernel(data[0]))[-1]
+  """Of full precision.
+
+  By power iteration, as data of tier full are too many for a decomposition.
+  """
+  kernel = full_kernel(data[0])
+  start = jax.random.normal(jax.random.key(config.seed), data[1].shape)
+  largest, _ = power_iteration(lambda v: kernel @ v, start, num_steps=100)
+  return config.rate_fraction / largest
 
 
 def limit_point(config: Config, data: Data) -> dict[str, Any]:
@@ -323,12 +334,44 @@ def coefficient(path: Arrays, name: str, step: int) -> float:
   return float((f * predicted).sum() / (predicted**2).sum())
 
 
+# --- packed signs ---
+
+
+def packed_point(config: Config) -> Arrays:
+  """Least seconds of one layer, by inputs at a time: where it is asked for.
+
+  Signs that are packed against a product with the same in bfloat16.
+  """
+  m, d = config.packed_shape
+  rngs = jax.random.split(jax.random.key(config.seed))
+  params = one_bit.init(rngs[0], m, d, paired=False)
+  words = pack_signs(params.latent)
+  q, a = (
+    z.astype(jnp.bfloat16) for z in (jnp.sign(params.latent), params.output)
+  )
+  plain = jax.jit(lambda x: jax.nn.relu(x @ q.T) @ a)
+  found = []
+  for n in config.packed_batches:
+    x = jax.random.normal(rngs[1], (n, d))
+    low = x.astype(jnp.bfloat16)
+    contestants = {
+      "packed": functools.partial(
+        one_bit.packed_apply, x, words, params.output
+      ),
+      "bfloat16": functools.partial(plain, low),
+    }
+    found.append(harness.least_seconds(contestants, rounds=9))
+  names = ("packed", "bfloat16")
+  return {name: np.array([f[name] for f in found]) for name in names}
+
+
 # --- checks ---
 
 
 def _checks(
   config: Config,
   found: Arrays,
+  limit: dict[str, Any],
   table: Arrays,
   laws: dict[str, tuple[np.ndarray, np.ndarray, PowerLaw]],
   path: Arrays,
@@ -357,6 +400,18 @@ def _checks(
     harness.Check(
       "the same without averaging", last["test, signs"] / last["test, full"]
     ),
+    *(
+      harness.Check(f"{name}, m={m}", found[key][i].mean())
+      for key, name in (
+        ("gap", "gap"),
+        ("gap, averaged", "gap of averages"),
+        ("test, full", "error on test data, full"),
+        ("test, signs", "error on test data, signs"),
+        ("test, signs, averaged", "error on test data, signs averaged"),
+      )
+      for i, m in ((0, config.widths[0]), (-1, config.widths[-1]))
+    ),
+    harness.Check("error on test data, kernel limit", limit["test"]),
     harness.Check("exponent of the error on training data in N", fit.exponent),
     harness.Check(
       "lower end of its interval",
@@ -394,10 +449,12 @@ def _figure_data(
   table: Arrays,
   path: Arrays,
   targets: dict[str, Arrays],
+  packed: Arrays,
 ) -> dict[str, Any]:
   data = {f"digits, {key}": x for key, x in found.items()}
   data |= {f"table, {key}": x for key, x in table.items()}
   data |= {f"path, {key}": x for key, x in path.items()}
+  data |= {f"layer in seconds, {key}": x for key, x in packed.items()}
   data |= {
     f"{name}, {key}": x
     for name, numbers in targets.items()
@@ -414,9 +471,12 @@ def _draw(
   laws: dict[str, tuple[np.ndarray, np.ndarray, PowerLaw]],
   path: Arrays,
   targets: dict[str, Arrays],
+  packed: Arrays,
 ) -> Figure:
   harness.use_style()
-  figure, axes = plt.subplots(4, 2, figsize=(12.5, 18.5))
+  num_rows = 5 if config.packed_batches else 4
+  size = 12.5, 4.6 * num_rows
+  figure, axes = plt.subplots(num_rows, 2, figsize=size)
   _draw_gap(axes[0, 0], config, found)
   _draw_errors(axes[0, 1], config, found, limit)
   labels = {
@@ -429,7 +489,23 @@ def _draw(
     _draw_law(ax, name, *law, *labels[name])
   _draw_path(axes[2, 1], config, path)
   _draw_targets(axes[3], config, targets)
+  if config.packed_batches:
+    _draw_packed(axes[4, 0], config, packed)
+    axes[4, 1].set_axis_off()
   return figure
+
+
+def _draw_packed(ax: Axes, config: Config, packed: Arrays) -> None:
+  for name, seconds in packed.items():
+    rate = np.array(config.packed_batches) / seconds
+    ax.loglog(config.packed_batches, rate, "o-", label=name)
+  m, d = config.packed_shape
+  ax.set(
+    title=f"Packed signs, m = {m}, d = {d}",
+    xlabel="inputs at a time",
+    ylabel="inputs a second",
+  )
+  ax.legend()
 
 
 def _draw_gap(ax: Axes, config: Config, found: Arrays) -> None:
@@ -457,11 +533,13 @@ def _draw_errors(
       ax.loglog(
         config.widths, values, style, color=color, label=f"{part}, {kind}"
       )
-  ax.axhline(limit["test"], color="0.4", ls=":", label="test, kernel limit")
+  for part, style in (("test", ":"), ("train", "-.")):
+    label = f"{part}, kernel limit"
+    ax.axhline(limit[part], color="0.4", ls=style, label=label)
   ax.set(
     title="Errors by width", xlabel="m, width", ylabel="mean squared error"
   )
-  ax.legend(ncols=2)
+  _legend_below(ax, 5)
 
 
 def _draw_law(
@@ -543,7 +621,13 @@ def _draw_targets(
       xlabel="m, width",
       ylabel="mean squared error / variance",
     )
-  axes[0].legend(ncols=2, fontsize=8)
+  _legend_below(axes[0], 10)
+
+
+def _legend_below(ax: Axes, factor: float) -> None:
+  """A legend in two columns, under the curves: the axis goes on below them."""
+  ax.set_ylim(bottom=ax.get_ylim()[0] / factor)
+  ax.legend(ncols=2, fontsize=8, loc="lower left")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def test_rows_are_quantized():
 def test_paired_neurons_begin_as_zero_and_gradient_is_straight_through():
   x, y = _inputs(7, 12), jnp.arange(7.0)
   params = one_bit.init(_KEY, 30, 12, dtype=jnp.float64)
-  np.testing.assert_allclose(one_bit.apply(params, x), 0, atol=1e-14)
+  np.testing.assert_allclose(one_bit.apply(params, x), 0, rtol=0, atol=1e-14)
   params = one_bit.init(_KEY, 31, 12, paired=False, dtype=jnp.float64)
 
   def loss(w):
@@ -85,7 +85,9 @@ def test_paired_neurons_begin_as_zero_and_gradient_is_straight_through():
     jax.grad(loss)(params.latent), want, rtol=1e-12, atol=1e-14
   )
   full = one_bit.apply(params, x, quantized=False)
-  np.testing.assert_allclose(full, np.maximum(x @ w.T, 0) @ a / 31**0.5)
+  np.testing.assert_allclose(
+    full, np.maximum(x @ w.T, 0) @ a / 31**0.5, rtol=1e-12
+  )
 
 
 @pytest.mark.parametrize(("m", "d"), [(5, 31), (1024, 32), (1500, 33)])
@@ -95,7 +97,7 @@ def test_packed_network_is_the_network(m, d):
   assert words.nbytes == 4 * m * -(-d // 32)
   got = one_bit.packed_apply(x, words, params.output, kappa=0.5)
   want = one_bit.apply(params, x, kappa=0.5)
-  np.testing.assert_allclose(got, want, atol=2e-6)
+  np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
 
 
 # --- kernels ---
@@ -119,10 +121,10 @@ def test_kernels_against_loops():
       change = (relu(up @ x1[j]) - relu(down @ x1[j])) / 2
       secant[j, i] += x2[i, k] * np.mean(change * on)
   got = one_bit.ste_kernel(x1, x2)
-  np.testing.assert_allclose(got.kernel, ste, atol=1e-12)
+  np.testing.assert_allclose(got.kernel, ste, rtol=0, atol=1e-12)
   np.testing.assert_array_equal(got.standard_error, np.zeros((3, 2)))
   got = one_bit.secant_kernel(x1, x2)
-  np.testing.assert_allclose(got.kernel, secant, atol=1e-12)
+  np.testing.assert_allclose(got.kernel, secant, rtol=0, atol=1e-12)
 
 
 def test_kernels_agree_by_chance_and_on_the_diagonal():
@@ -138,7 +140,7 @@ def test_kernels_agree_by_chance_and_on_the_diagonal():
   assert (jnp.diag(secant) <= jnp.diag(ste)).all()
   # The limit of large d, from which d = 12 is a few percent away.
   limit = mlp_ntk(x, depth=1, weight_scale=12.0, trainable="hidden")[1]
-  np.testing.assert_allclose(ste, limit, atol=0.03 * limit.max())
+  np.testing.assert_allclose(ste, limit, rtol=0, atol=0.03 * limit.max())
   assert float(one_bit.effective_rate(2.0)) == pytest.approx(0.39894228)
 
 
@@ -165,7 +167,7 @@ def test_gradients_of_wide_networks_have_the_kernel():
   params = one_bit.init(_KEY, 2**16, 12, paired=False)
   f = lambda w: one_bit.apply(params._replace(latent=w), x)  # noqa: E731
   jacobian = jax.jit(jax.jacrev(f))(params.latent).reshape(6, -1)
-  np.testing.assert_allclose(jacobian @ jacobian.T, want, atol=0.01)
+  np.testing.assert_allclose(jacobian @ jacobian.T, want, rtol=0, atol=0.01)
 
 
 # --- what training records ---
@@ -203,14 +205,14 @@ def test_history_against_a_loop():
   out, out_eval = (np.stack([row[i] for row in f]) for i in (0, 1))
   mean = lambda a, t: a[max(0, t - 3) : t + 1].mean(0)  # noqa: E731
   np.testing.assert_allclose(trained.latent, w, rtol=1e-10)
-  np.testing.assert_allclose(log.f, out, rtol=1e-9, atol=1e-12)
-  np.testing.assert_allclose(log.loss, ((out - y) ** 2).sum(1) / 2)
+  np.testing.assert_allclose(log.f, out, rtol=1e-10, atol=1e-14)
+  np.testing.assert_allclose(log.loss, ((out - y) ** 2).sum(1) / 2, rtol=1e-10)
   averaged = [((mean(out, t) - y) ** 2).sum() / 2 for t in range(7)]
-  np.testing.assert_allclose(log.loss_avg, averaged)
+  np.testing.assert_allclose(log.loss_avg, averaged, rtol=1e-10)
   np.testing.assert_array_equal(log.flips, flips)
-  np.testing.assert_allclose(log.f_eval, out_eval[[2, 6]], atol=1e-12)
+  np.testing.assert_allclose(log.f_eval, out_eval[[2, 6]], rtol=1e-10)
   want = [mean(out_eval, 2), mean(out_eval, 6)]
-  np.testing.assert_allclose(log.f_eval_avg, want, atol=1e-12)
+  np.testing.assert_allclose(log.f_eval_avg, want, rtol=1e-10)
   np.testing.assert_allclose(log.input_norm_range, 1)
 
 

@@ -14,7 +14,7 @@ from jaxattn.ntk import (
 )
 from tests._recompile import no_recompilation
 
-_D, _M, _N = 3, 12, 4
+_D, _M, _N = 3, 50, 4
 
 
 def _inputs(dtype="float64", m=_M):
@@ -37,7 +37,7 @@ def _dense_ntk(w, a, x1, x2):
 def test_output_and_jacobian():
   w, a, x, _ = _inputs()
   np.testing.assert_allclose(
-    tied_prefix_output(w, a, x), _dense_output(w, a, x), atol=1e-14
+    tied_prefix_output(w, a, x), _dense_output(w, a, x), rtol=0, atol=1e-14
   )
   want = jax.jit(jax.jacobian(_dense_output))(w, a, x)
   got = tied_prefix_jacobian(w, a, x)
@@ -45,7 +45,7 @@ def test_output_and_jacobian():
   np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("chunk_size", [None, 1, 5, 12, 100])
+@pytest.mark.parametrize("chunk_size", [None, 1, 7, 50, 100])
 def test_kernel(chunk_size):
   w, a, x1, x2 = _inputs()
   got = tied_prefix_ntk(w, a, x1, x2, chunk_size=chunk_size)
@@ -58,7 +58,7 @@ def test_kernel(chunk_size):
 def test_kernel_is_symmetric_and_positive():
   w, a, x, _ = _inputs()
   kernel = np.asarray(tied_prefix_ntk(w, a, x)).reshape(_N * _D, _N * _D)
-  np.testing.assert_allclose(kernel, kernel.T, rtol=0, atol=1e-14)
+  np.testing.assert_allclose(kernel, kernel.T, rtol=0, atol=1e-12)
   eigenvalues = np.linalg.eigvalsh(kernel)
   assert eigenvalues[0] > -1e-9 * eigenvalues[-1]
   assert eigenvalues[-1] > 0
@@ -68,7 +68,10 @@ def test_signs_of_any_size():
   w, a, x1, x2 = _inputs()
   a = 1.5 * a
   np.testing.assert_allclose(
-    tied_prefix_ntk(w, a, x1, x2), _dense_ntk(w, a, x1, x2), atol=1e-12
+    tied_prefix_ntk(w, a, x1, x2),
+    _dense_ntk(w, a, x1, x2),
+    rtol=0,
+    atol=1e-12,
   )
 
 
@@ -77,7 +80,7 @@ def test_order_of_columns_does_not_matter():
   order = np.random.default_rng(1).permutation(_M)
   for fn in (tied_prefix_output, tied_prefix_ntk):
     np.testing.assert_allclose(
-      fn(w[order], a[order], x), fn(w, a, x), rtol=0, atol=1e-13
+      fn(w[order], a[order], x), fn(w, a, x), rtol=0, atol=1e-12
     )
 
 
@@ -105,7 +108,10 @@ def test_works_under_jit_vmap_and_grad_and_compiles_once():
   batched = jax.vmap(tied_prefix_ntk, in_axes=(0, None, None))
   many = jnp.stack([w, 2 * w])
   np.testing.assert_allclose(
-    jax.jit(batched)(many, a, x)[1], tied_prefix_ntk(2 * w, a, x), atol=1e-13
+    jax.jit(batched)(many, a, x)[1],
+    tied_prefix_ntk(2 * w, a, x),
+    rtol=0,
+    atol=1e-12,
   )
   step = 1e-6 * np.random.default_rng(2).standard_normal(w.shape)
 

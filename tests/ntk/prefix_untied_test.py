@@ -94,7 +94,9 @@ def test_contexts_that_are_shared_summarized_or_empty(case):
   shared = pairs[0][0], pairs[1][0]
   copies = [np.broadcast_to(y, (N, *y.shape)) for y in shared]
   ntk = functools.partial(prefix_ntk, key, value, x, None)
-  np.testing.assert_allclose(ntk(shared), ntk(tuple(copies)), atol=1e-14)
+  np.testing.assert_allclose(
+    ntk(shared), ntk(tuple(copies)), rtol=0, atol=1e-14
+  )
   # One causal pass over a sequence holds the contexts of its positions.
   sequence = queries(L, seed=5)
   output, log_mass = softmax_attention(
@@ -111,10 +113,11 @@ def test_contexts_that_are_shared_summarized_or_empty(case):
     np.testing.assert_allclose(
       prefix_output(key, value, sequence, causal)[t],
       prefix_output(key, value, sequence[t : t + 1], own)[0],
+      rtol=0,
       atol=1e-14,
     )
   nothing = PrefixContext(np.zeros((N, V)), np.full(N, -np.inf))
-  np.testing.assert_allclose(ntk(nothing), ntk(), atol=1e-15)
+  np.testing.assert_allclose(ntk(nothing), ntk(), rtol=0, atol=1e-14)
 
 
 def test_output_is_attention_of_one_head(case):
@@ -219,7 +222,10 @@ def test_works_under_vmap_and_compiles_once(case):
   many = np.stack((key, 2 * key))
   ntk = jax.vmap(lambda k: prefix_ntk(k, value, x, None, pairs))
   np.testing.assert_allclose(
-    ntk(many)[1], prefix_ntk(2 * key, value, x, None, pairs), atol=1e-13
+    ntk(many)[1],
+    prefix_ntk(2 * key, value, x, None, pairs),
+    rtol=0,
+    atol=1e-13,
   )
   prefix_output(key, value, x, pairs)
   with no_recompilation():

@@ -172,12 +172,17 @@ def _table_fn(
 
 
 def _largest_eigenvalue(x: jax.Array) -> jax.Array:
-  """Of the kernel of full precision; its leading vector has one sign."""
+  """Of the kernel of full precision.
+
+  From a random start: of centered data, the leading vector has both signs.
+  """
   dim = float(x.shape[1])
   kernel = mlp_ntk(x, depth=1, weight_scale=dim, trainable="hidden")[1]
-  start = jnp.ones_like(x[:, 0])
+  start = jax.random.normal(jax.random.key(0), x.shape[:1], x.dtype)
   return power_iteration(
-    lambda v: jnp.matmul(kernel, v, precision=lax.Precision.HIGHEST), start
+    lambda v: jnp.matmul(kernel, v, precision=lax.Precision.HIGHEST),
+    start,
+    num_steps=100,
   )[0]
 
 
