@@ -27,8 +27,10 @@ from scipy import special
 from experiments import harness
 from jaxattn.data import load_digits
 from jaxattn.ntk import descent_recursion, mlp_ntk, one_bit
-from jaxattn.numerics import pack_signs, power_iteration
+from jaxattn.ntk.one_bit.table import largest_eigenvalue
+from jaxattn.numerics import pack_signs
 from jaxattn.scaling import (
+  JointPowerLaw,
   PowerLaw,
   fit_joint_power_law,
   fit_power_law,
@@ -71,18 +73,21 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
   laws = power_laws(config, twins, table)
   figure = _draw(config, twins, limit, laws, path, targets, packed)
   harness.save_figure(
-    wd, figure, _figure_data(config, twins, table, path, targets, packed)
+    wd,
+    figure,
+    _figure_data(config, twins, limit, table, path, targets, packed),
   )
   return harness.finish(
     wd,
     claim=(
       "A network of two layers whose hidden weights are signs, trained with "
       "straight-through gradients, comes near to its twin of full precision "
-      "as the width grows, and its error is a power law of its size."
+      "as the width grows, and its error is a power law of its size; c K_sec "
+      "predicts how its outputs move, the straight-through kernel does not."
     ),
     source="arXiv:2411.01663, abstract",
     paper="the difference vanishes and the loss falls with size (no numbers)",
-    checks=_checks(config, twins, limit, table, laws, path),
+    checks=_checks(config, twins, limit, table, laws, path, targets),
   )
 
 
@@ -103,7 +108,7 @@ def digits(config: Config) -> Data:
   """Centered images of norm 1, +1 for even digits; shuffled, cut in two."""
   pixels, labels = load_digits()
   order = np.random.default_rng(config.seed).permutation(len(pixels))
-  x = pixels[order] - pixels.mean(0)
+  x = pixels[order] - pixels[order][: config.num_train].mean(0)
   x /= np.linalg.norm(x, axis=1, keepdims=True)
   y = np.where(labels[order] % 2 == 0, 1.0, -1.0).astype(np.float32)
   return _cut(x, y, config.num_train, config.num_test)
@@ -208,10 +213,7 @@ def learning_rate(config: Config, data: Data) -> jax.Array:
 
   By power iteration, as data of tier full are too many for a decomposition.
   """
-  kernel = full_kernel(data[0])
-  start = jax.random.normal(jax.random.key(config.seed), data[1].shape)
-  largest, _ = power_iteration(lambda v: kernel @ v, start, num_steps=100)
-  return config.rate_fraction / largest
+  return config.rate_fraction / largest_eigenvalue(data[0])
 
 
 def limit_point(config: Config, data: Data) -> dict[str, Any]:
@@ -257,24 +259,34 @@ def _table(wd: harness.Workdir, data: Data) -> Arrays:
   }
 
 
-def power_laws(
-  config: Config, found: Arrays, table: Arrays
-) -> dict[str, tuple[np.ndarray, np.ndarray, PowerLaw]]:
-  """Sizes, losses (seeds, sizes) and fits, by what varies."""
+Law = tuple[np.ndarray, np.ndarray, PowerLaw]
+
+
+def power_laws(config: Config, found: Arrays, table: Arrays) -> dict[str, Law]:
+  """Sizes, losses (seeds, sizes) and fits, by what varies.
+
+  Compute is left out where a single run is on its envelope.
+  """
   sizes = np.array(config.widths) * (digits(config)[0].shape[1] + 1.0)
-  compute = table["compute"][:, -1].ravel()
   test = table["test_avg"]
   curves = {
     "size": (sizes, found["train, signs"].T),
+    "size, averaged": (sizes, found["train, signs, averaged"].T),
     "data": (np.array(config.table_data, float), test[:, -1, :, -1]),
     "compute": lower_envelope(
-      compute, test[:, :, -1].reshape(len(test), compute.size)
+      table["compute"].ravel(), test.reshape(len(test), -1)
     ),
   }
   return {
-    # The envelope of few runs may have two points.
-    name: (x, losses, fit_power_law(x, losses, irreducible=x.size > 3))
+    # The floor of a curve that is not averaged is that of flips back and
+    # forth. An envelope may have two points.
+    name: (
+      x,
+      losses,
+      fit_power_law(x, losses, irreducible=name != "size" and x.size > 3),
+    )
     for name, (x, losses) in curves.items()
+    if x.size > 1
   }
 
 
@@ -373,8 +385,9 @@ def _checks(
   found: Arrays,
   limit: dict[str, Any],
   table: Arrays,
-  laws: dict[str, tuple[np.ndarray, np.ndarray, PowerLaw]],
+  laws: dict[str, Law],
   path: Arrays,
+  targets: dict[str, Arrays],
 ) -> list[harness.Check]:
   accepted = config.accepted
   gap = fit_slope(config.widths, found["gap"].mean(1))
@@ -412,31 +425,93 @@ def _checks(
       for i, m in ((0, config.widths[0]), (-1, config.widths[-1]))
     ),
     harness.Check("error on test data, kernel limit", limit["test"]),
-    harness.Check("exponent of the error on training data in N", fit.exponent),
+    harness.Check("error on training data, kernel limit", limit["train"]),
+    *(
+      harness.Check(
+        f"{name}: error on test data at the largest width, signs / full",
+        values["test, signs"][-1].mean() / values["test, full"][-1].mean(),
+      )
+      for name, values in targets.items()
+    ),
+    *_law_checks(laws),
     harness.Check(
       "lower end of its interval",
       fit.exponent_interval[0],
       accepted.exponent_low,
     ),
     harness.Check("p-value of its fit", fit.lack_of_fit, accepted.lack_of_fit),
-    *(
-      harness.Check(f"exponent of the error on test data in {name}", value)
-      for name, value in (
-        ("D", laws["data"][2].exponent),
-        ("C", laws["compute"][2].exponent),
-        ("N, with D", joint.n_exponent),
-        ("D, with N", joint.d_exponent),
-      )
-    ),
-    harness.Check("p-value of the joint fit", joint.lack_of_fit),
+    *_joint_checks(joint),
     *(
       harness.Check(
         f"mean outputs after {t} steps / those that {name} predicts",
         coefficient(path, name, t),
+        *bounds,
       )
-      for name in ("K_ste", "c K_sec")
-      for t in (1, 10)
+      for name, t, bounds in (
+        ("K_ste", 1, (-np.inf, accepted.ste_first)),
+        ("K_ste", 10, ()),
+        ("c K_sec", 1, ()),
+        ("c K_sec", 5, accepted.secant),
+        ("c K_sec", 10, accepted.secant),
+      )
     ),
+  ]
+
+
+def _law_checks(laws: dict[str, Law]) -> list[harness.Check]:
+  """What was fitted, but for what decides: of the error by size."""
+  what = {
+    "size": "training data in N",
+    "size, averaged": "training data in N, averaged",
+    "data": "test data in D",
+    "compute": "test data in C",
+  }
+  checks: list[harness.Check] = []
+  for name, (x, _, fit) in laws.items():
+    kaplan = _KAPLAN[name.split(",")[0]]
+    end = ", not a power law" if fit.is_power_law is False else ""
+    of = f"of the error on {what[name]}"
+    checks += [
+      harness.Check(
+        f"exponent {of} (language models: {kaplan}){end}", fit.exponent
+      ),
+      harness.Check(f"limit {of}", fit.limit),
+    ]
+    if name != "size":
+      checks += _interval_checks(f"exponent {of}", fit.exponent_interval)
+      if np.isfinite(fit.lack_of_fit):
+        checks.append(harness.Check(f"p-value, {of}", fit.lack_of_fit))
+    if name == "compute":
+      checks.append(harness.Check("runs on the envelope of C", x.size))
+  return checks
+
+
+def _joint_checks(joint: JointPowerLaw) -> list[harness.Check]:
+  """Exponents of the joint fit, where the data determine them."""
+  checks = [harness.Check("p-value of the joint fit", joint.lack_of_fit)]
+  end = ", not a power law" if joint.is_power_law is False else ""
+  for name, value, interval in (
+    ("N, with D", joint.n_exponent, joint.n_interval),
+    ("D, with N", joint.d_exponent, joint.d_interval),
+  ):
+    text = f"exponent of the error on test data in {name}"
+    known = value > 0 and bool(np.all(np.isfinite(interval)))
+    checks.append(harness.Check(f"{text}: is determined", float(known)))
+    if known:
+      checks.append(harness.Check(f"{text}{end}", value))
+      checks += _interval_checks(text, interval)
+  return checks
+
+
+def _interval_checks(
+  name: str, interval: tuple[float, float]
+) -> list[harness.Check]:
+  """Both ends, unless the fit does not bound it."""
+  if not np.all(np.isfinite(interval)):
+    return []
+  return [
+    harness.Check(f"{name}, {end} end of its interval", value)
+    for end, value in zip(("lower", "upper"), interval, strict=True)
   ]
 
 
@@ -446,12 +521,14 @@ def _checks(
 def _figure_data(
   config: Config,
   found: Arrays,
+  limit: dict[str, Any],
   table: Arrays,
   path: Arrays,
   targets: dict[str, Arrays],
   packed: Arrays,
 ) -> dict[str, Any]:
-  data = {f"digits, {key}": x for key, x in found.items()}
+  data: dict[str, Any] = {f"digits, {key}": x for key, x in found.items()}
+  data |= {f"digits, {key}, kernel limit": x for key, x in limit.items()}
   data |= {f"table, {key}": x for key, x in table.items()}
   data |= {f"path, {key}": x for key, x in path.items()}
   data |= {f"layer in seconds, {key}": x for key, x in packed.items()}
@@ -468,7 +545,7 @@ def _draw(
   config: Config,
   found: Arrays,
   limit: dict[str, Any],
-  laws: dict[str, tuple[np.ndarray, np.ndarray, PowerLaw]],
+  laws: dict[str, Law],
   path: Arrays,
   targets: dict[str, Arrays],
   packed: Arrays,
@@ -485,8 +562,11 @@ def _draw(
     "compute": ("C, flops of training", "on test data, averaged"),
   }
   panels = (axes[1, 0], axes[1, 1], axes[2, 0])
-  for ax, (name, law) in zip(panels, laws.items(), strict=True):
-    _draw_law(ax, name, *law, *labels[name])
+  for ax, (name, label) in zip(panels, labels.items(), strict=True):
+    if name in laws:
+      _draw_law(ax, name, *laws[name], *label)
+    else:
+      ax.set(title=f"{label[0]}: one run is best")
   _draw_path(axes[2, 1], config, path)
   _draw_targets(axes[3], config, targets)
   if config.packed_batches:
@@ -529,10 +609,9 @@ def _draw_errors(
     for kind, color in zip(
       ("full", "signs", "signs, averaged"), harness.PALETTE
     ):
-      values = found[f"{part}, {kind}"].mean(1)
-      ax.loglog(
-        config.widths, values, style, color=color, label=f"{part}, {kind}"
-      )
+      values = found[f"{part}, {kind}"]
+      label = f"{part}, {kind}"
+      _draw_seeds(ax, config.widths, values, style, color, label)
   for part, style in (("test", ":"), ("train", "-.")):
     label = f"{part}, kernel limit"
     ax.axhline(limit[part], color="0.4", ls=style, label=label)
@@ -607,21 +686,33 @@ def _draw_targets(
 ) -> None:
   for ax, part in zip(axes, ("train", "test"), strict=True):
     for (name, found), color in zip(targets.items(), harness.PALETTE):
-      for kind, style in (("signs, averaged", "o-"), ("full", "s--")):
-        values = found[f"{part}, {kind}"].mean(1)
-        ax.loglog(
-          config.synthetic_widths,
-          values,
-          style,
-          color=color,
-          label=f"{name}, {kind}",
-        )
+      for kind, style in (
+        ("signs", "^:"),
+        ("signs, averaged", "o-"),
+        ("full", "s--"),
+      ):
+        values, label = found[f"{part}, {kind}"], f"{name}, {kind}"
+        _draw_seeds(ax, config.synthetic_widths, values, style, color, label)
     ax.set(
       title=f"Functions of {config.synthetic_dim} variables, {part} data",
       xlabel="m, width",
       ylabel="mean squared error / variance",
     )
-  _legend_below(axes[0], 10)
+  _legend_below(axes[0], 40)
+
+
+def _draw_seeds(
+  ax: Axes,
+  widths: tuple[int, ...],
+  values: np.ndarray,
+  style: str,
+  color: str,
+  label: str,
+) -> None:
+  """The mean of (widths, seeds), between the least and the largest."""
+  ax.loglog(widths, values.mean(1), style, color=color, label=label)
+  ends = values.min(1), values.max(1)
+  ax.fill_between(widths, *ends, color=color, alpha=0.12, lw=0)
 
 
 def _legend_below(ax: Axes, factor: float) -> None:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core as jex_core
 
 from experiments import harness
 from experiments import one_bit_scaling as experiment
@@ -50,7 +51,19 @@ def test_full_size_is_traced():
     shape((), jnp.float32),
   )
   assert found["gap"].shape == ()
+  rate = jax.jit(
+    lambda x: experiment.learning_rate(config, (x, None, None, None))
+  ).trace(shape((n, d), jnp.float32))
+  assert max(_sizes(rate.jaxpr.jaxpr)) < n**2 / 50
+
+
+def _sizes(jaxpr):
+  """Of every array that a program makes, its inner ones too."""
+  for equation in jaxpr.eqns:
+    yield from (v.aval.size for v in equation.outvars)
+    for inner in jex_core.jaxprs_in_params(equation.params):
+      yield from _sizes(inner)
 
 
 def test_smoke(tmp_path):
-  smoke.run_twice("one_bit_scaling", tmp_path / "a", num_checks=5)
+  smoke.run_twice("one_bit_scaling", tmp_path / "a", num_checks=8)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxattn.ntk import mlp_ntk, one_bit
+from jaxattn.ntk.one_bit import table
 from jaxattn.numerics import pack_signs
 from jaxattn.scaling import fit_slope
 from tests._recompile import no_recompilation
@@ -255,7 +256,7 @@ def test_table_is_that_of_single_runs():
     table.compute[1, 0], 6 * 144 * 12 * np.array([10, 20])
   )
   rng = jax.random.fold_in(jax.random.fold_in(_KEY, 16), 1)
-  rng_order, rng_params = jax.random.split(rng)
+  rng_order, rng_params = jax.random.split(jax.random.fold_in(rng, 12))
   order = jax.random.permutation(rng_order, 24)[:12]
   x_few = x[order]
   kernel = mlp_ntk(x_few, depth=1, weight_scale=8.0, trainable="hidden")[1]
@@ -272,6 +273,17 @@ def test_table_is_that_of_single_runs():
   np.testing.assert_allclose(table.train[1, 1, 0], want, rtol=1e-4)
   want = ((log.f_eval_avg[0] - data[3]) ** 2).mean()
   np.testing.assert_allclose(table.test_avg[1, 1, 0, 1], want, rtol=1e-4)
+
+
+def test_largest_eigenvalue_of_antipodal_data(monkeypatch):
+  u = _inputs(6, 12)
+  x = jnp.concatenate([u, -u])
+  kernel = mlp_ntk(x, depth=1, weight_scale=12.0, trainable="hidden")[1]
+  want = jnp.linalg.eigvalsh(kernel)[-1]
+  np.testing.assert_allclose(table.largest_eigenvalue(x), want, rtol=1e-3)
+  monkeypatch.setattr(table, "_MAX_ROWS", 4)
+  monkeypatch.setattr(table, "_CHUNK", 5)
+  np.testing.assert_allclose(table.largest_eigenvalue(x), want, rtol=1e-3)
 
 
 # --- refused ---

@@ -16,6 +16,9 @@ from jaxattn.ntk.one_bit.training import effective_rate, train_one_bit
 from jaxattn.numerics import power_iteration
 from jaxattn.scaling import sweep
 
+# Rows of a kernel that is kept, and rows at a time of one that is not.
+_MAX_ROWS, _CHUNK = 4096, 1024
+
 
 class ScalingTable(NamedTuple):
   """Mean squared errors over seeds, widths, numbers of data and of steps.
@@ -51,7 +54,8 @@ def scaling_table(
 ) -> ScalingTable:
   """Trains for all widths, numbers of data and seeds; errors by step.
 
-  Each seed draws a network and an order of the data. The rate is a fraction of
+  Each seed draws a network and data for each number of data: only errors at
+  different steps share a run. The rate is a fraction of
   1 / lambda_max of the kernel of infinite width on the data trained on, and for
   signs 1 / :func:`effective_rate` times that. Rows of a width do not depend on
   the other widths.
@@ -126,7 +130,7 @@ def _table_fn(
     params: OneBit, x: jax.Array, y: jax.Array, test: Any, fraction: jax.Array
   ) -> dict[str, jax.Array]:
     x_test, y_test = test
-    rate = fraction / _largest_eigenvalue(x)
+    rate = fraction / largest_eigenvalue(x)
     if quantized:
       rate /= effective_rate().astype(x.dtype)
     _, log = train_one_bit(
@@ -157,33 +161,42 @@ def _table_fn(
     y_test: jax.Array,
     fraction: jax.Array,
   ) -> dict[str, jax.Array]:
-    rng_order, rng_params = jax.random.split(rng)
-    order = jax.random.permutation(rng_order, len(x))
-    params = init(rng_params, width, x.shape[1], dtype=x.dtype)
-    each = [
-      errors_of_size(
-        params, x[order[:n]], y[order[:n]], (x_test, y_test), fraction
+    each: list[dict[str, jax.Array]] = []
+    for n in data_sizes:
+      rng_order, rng_params = jax.random.split(jax.random.fold_in(rng, n))
+      few = jax.random.permutation(rng_order, len(x))[:n]
+      params = init(rng_params, width, x.shape[1], dtype=x.dtype)
+      each.append(
+        errors_of_size(params, x[few], y[few], (x_test, y_test), fraction)
       )
-      for n in data_sizes
-    ]
     return jax.tree.map(lambda *e: jnp.stack(e), *each)
 
   return errors
 
 
-def _largest_eigenvalue(x: jax.Array) -> jax.Array:
-  """Of the kernel of full precision.
+def largest_eigenvalue(x: jax.Array) -> jax.Array:
+  """Of the kernel of full precision, which is in memory if it is small.
 
   From a random start: of centered data, the leading vector has both signs.
   """
-  dim = float(x.shape[1])
-  kernel = mlp_ntk(x, depth=1, weight_scale=dim, trainable="hidden")[1]
+
+  def kernel(rows: jax.Array) -> jax.Array:
+    dim = float(x.shape[1])
+    return mlp_ntk(rows, x, depth=1, weight_scale=dim, trainable="hidden")[1]
+
+  def product(k: jax.Array, v: jax.Array) -> jax.Array:
+    return jnp.matmul(k, v, precision=lax.Precision.HIGHEST)
+
+  if len(x) <= _MAX_ROWS:
+    matvec = functools.partial(product, kernel(x))
+  else:
+
+    def matvec(v: jax.Array) -> jax.Array:
+      row = lambda z: product(kernel(z[None])[0], v)  # noqa: E731
+      return lax.map(row, x, batch_size=_CHUNK)
+
   start = jax.random.normal(jax.random.key(0), x.shape[:1], x.dtype)
-  return power_iteration(
-    lambda v: jnp.matmul(kernel, v, precision=lax.Precision.HIGHEST),
-    start,
-    num_steps=100,
-  )[0]
+  return power_iteration(matvec, start, num_steps=100)[0]
 
 
 def _check_grid(
