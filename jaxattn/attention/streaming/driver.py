@@ -60,8 +60,8 @@ def stream(fn: Callable[[Any, Any], Any], state: Any, chunks: Any) -> Any:
   sizes = {x.shape[:1] for x in jax.tree.leaves(chunks)}
   if len(sizes) != 1 or sizes == {()}:
     raise ValueError(
-      "chunks must be a range, an iterator, or arrays with one leading axis that counts "
-      f"chunks, got leading axes {sorted(sizes)}"
+      "chunks must be a range, an iterator, or arrays with one leading axis "
+      f"that counts chunks, got leading axes {sorted(sizes)}"
     )
   return _scan(fn, state, chunks)
 
