@@ -77,7 +77,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   if tier == "smoke":
     config.sizes = ((8, 2),)
     config.exact_lengths, config.exact_from = (8, 16, 32), 8
-    config.lengths, config.slope_from = (64, 128), 64
+    config.lengths, config.slope_from = (32, 64, 128), 32
     config.rounds, config.seconds_per_point = 1, 0.0
     config.factor_lengths = (16, 32)
     config.bounds, config.degrees = (0.7, 1.0), (2, 4)

@@ -356,7 +356,7 @@ def match3_loss(
   """Cross-entropy of the labels of all tokens, and the share of right ones."""
   del rng
   x, labels = batch
-  logits = model.apply(params, x)
+  logits: Any = model.apply(params, x)
   losses = optax.sigmoid_binary_cross_entropy(logits, labels.astype(x.dtype))
   return losses.mean(), {"accuracy": ((logits > 0) == labels).mean()}
 
@@ -403,7 +403,8 @@ def _name(task: tuple[int, int], kind: str, seed: int) -> str:
 
 def _learned(wd: harness.Workdir) -> dict[str, np.ndarray]:
   """By "M=19 kind": (seeds,) accuracies; and of guessing, as kind "base"."""
-  config, found = wd.config, dict[str, np.ndarray]()
+  config: Config = wd.config
+  found: dict[str, np.ndarray] = {}
   for task, num_seeds in zip(config.tasks, config.num_seeds, strict=True):
     for kind in config.kinds:
       points = [
