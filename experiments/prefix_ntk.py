@@ -523,7 +523,7 @@ def sweep_head(
   config: Config = wd.config
   # As much weight as half of a sequence has.
   bias = math.log(head.shape[-2] / 2)
-  options = {"prefix_bias": bias}
+  options: dict[str, Any] = {"prefix_bias": bias}
   (x, context), (other, other_context) = (
     _head_data(half, config.layer_outputs) for half in np.swapaxes(head, 0, 1)
   )
