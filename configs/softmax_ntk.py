@@ -14,6 +14,7 @@ seconds, decides nothing. full, one accelerator, not run yet: widths to 2^18 on
 """
 
 import ml_collections
+from ml_collections import config_dict
 
 
 def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
@@ -27,7 +28,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.lazy_data, config.dim, config.num_outputs = 24, 8, 2
   config.num_test = 64
   # Data whose C are held at a time for a kernel; None = all.
-  config.kernel_chunk = ml_collections.config_dict.placeholder(int)
+  config.kernel_chunk = config_dict.placeholder(int)
   config.widths = (64, 128, 256, 512, 1024, 2048, 4096)
   config.num_seeds = 8
   config.num_steps = 500

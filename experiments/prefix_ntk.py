@@ -506,8 +506,9 @@ def layer(config: Config) -> np.ndarray:
 
 def sweep_layer(wd: harness.Workdir) -> Arrays:
   """(lengths, seeds, heads) of each number."""
-  heads = layer(wd.config)
-  rngs = jax.random.split(jax.random.key(wd.config.seed), len(heads))
+  config: Config = wd.config
+  heads = layer(config)
+  rngs = jax.random.split(jax.random.key(config.seed), len(heads))
   found = [sweep_head(wd, i, *both) for i, both in enumerate(zip(rngs, heads))]
   return {name: np.stack([f[name] for f in found], 2) for name in found[0]}
 
