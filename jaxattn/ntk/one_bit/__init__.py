@@ -5,7 +5,8 @@ With latent weights W (m, d), fixed output signs a and :math:`q = \mathrm{sign}
 
 .. math:: f(x) = \frac{\kappa}{\sqrt m} \sum_r a_r\, \mathrm{relu}(q_r \cdot x),
 
-trained by gradient descent on :math:`\tfrac12 \sum_i (f(x_i) - y_i)^2` with
+trained by gradient descent on :math:`\tfrac12 \sum_i (f(x_i) - y_i)^2` (of
+neurons in pairs; otherwise of f less its value at the start) with
 the straight-through gradient, :math:`\partial q / \partial W := I`. Its twin of
 full precision has w in place of q. The kernel that predicts training is neither
 the twin's nor that of straight-through gradients: a latent step of size
@@ -17,8 +18,9 @@ and a flip changes the output by a secant, so that to leading order in the width
 
 up to fluctuations of one run of size :math:`m^{-1/4}`, and up to weights that
 late in training flip back and forth around 0 (averages over a few steps remove
-what they do). Source: arXiv 2411.01663 for the network and the claim; the
-effective kernel and its rate are this project's.
+what they do). At a fixed dimension that limit is not the twin's: the gap
+between them has a floor in the width. Source: arXiv 2411.01663 for the network
+and the claim; the effective kernel and its rate are this project's.
 """
 
 from jaxattn.ntk.one_bit.kernels import SignKernel as SignKernel

@@ -95,6 +95,11 @@ def apply(
 
     f(x) = \frac{\kappa}{\sqrt m} \sum_r a_r\, \mathrm{relu}(q_r \cdot x)
 
+  The derivative of signs is 0 almost everywhere; what differentiation finds
+  here is the straight-through gradient, and ``empirical_ntk`` of it that of
+  :func:`ste_kernel`, which is not how training moves: see
+  :func:`secant_kernel`.
+
   Args:
     params: what :func:`init` or training returned.
     x: (n, d) inputs; theory has dense rows of norm 1.
@@ -154,7 +159,8 @@ def packed_apply(
       signs), or ``kappa`` is not in (0, 1].
 
   Cost:
-    O(n m d) time; m d / 8 bytes, and 1024 rows unpacked.
+    O(n m d) time; m d / 8 bytes, plus 4096 d for the 1024
+    rows of float32 that are unpacked at a time.
 
   Source:
     this project.

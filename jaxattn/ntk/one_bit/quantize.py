@@ -71,13 +71,14 @@ def quantize_rows(
   r"""Signs of rows, as layers of 1-bit language models have them.
 
   Gradients pass to ``w`` through the signs alone, as by :func:`sign_ste`; scale
-  and shift count as constants.
+  and shift count as constants. For a user's own layers: the network of this
+  package has plain signs.
 
   Args:
     w: (m, d), floating.
     center: whether the mean of a row is taken off first.
-    scale: ``"none"`` (1), ``"absmean"``, the mean of \|w\| of a row, or
-      ``"std"``, its standard deviation.
+    scale: ``"none"`` (1), ``"absmean"``, the mean of \|w\| of a row before
+      its mean is taken off, or ``"std"``, its standard deviation.
 
   Returns:
     Signs (m, d), scales (m,) and shifts (m,); scale times signs stands for the
