@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxattn.ntk import (
+  PrefixContext,
   prefix_limit_kernel,
   prefix_ntk,
   prefix_output,
@@ -145,6 +146,16 @@ def test_degenerate_kernels():
   # A bias far below switches the prefix off.
   far = _LIMIT(x, None, pairs, prefix_bias=-30.0)
   assert np.abs(far).max() < 1e-6
+
+
+def test_weights_out_of_range_make_a_kernel_that_is_not():
+  # exp(100) is no number in float32, half of it twice is 1.
+  x = np.full((1, 4), 5.0, np.float32)
+  far = PrefixContext(np.zeros((1, V), np.float32), np.float32([100.0]))
+  kernel = prefix_limit_kernel(x, None, far, train=("value",))
+  np.testing.assert_allclose(
+    kernel[0, :, 0], np.eye(V, dtype=np.float32), rtol=1e-5
+  )
 
 
 def test_kernel_is_strictly_positive_for_distinct_data():

@@ -144,13 +144,24 @@ def test_refused_shapes(w, a, x, message):
       fn(*map(jnp.ones, (w, a, x)))
 
 
+def test_dtypes_promote():
+  w, a, x, _ = _inputs()
+  x = x.astype("float32")
+  for fn in (tied_prefix_output, tied_prefix_jacobian, tied_prefix_ntk):
+    got = fn(w, a, x)
+    assert got.dtype == np.float64
+    np.testing.assert_array_equal(got, fn(w, a, x.astype("float64")))
+    low = fn(*(y.astype("bfloat16") for y in (w, a, x)))
+    assert low.dtype == jnp.bfloat16
+
+
 def test_refused_second_queries_dtypes_and_chunks():
   w, a, x, _ = _inputs()
   with pytest.raises(ValueError, match=re.escape("x2 must have shape (*, 3)")):
     tied_prefix_ntk(w, a, x, jnp.ones((4, 2)))
   with pytest.raises(ValueError, match="w must have a floating dtype"):
     tied_prefix_output(w.astype(int), a, x)
-  with pytest.raises(ValueError, match="w, a and x1 must have one dtype"):
-    tied_prefix_ntk(w, a, x.astype("float32"))
+  with pytest.raises(ValueError, match="a must have a floating dtype"):
+    tied_prefix_ntk(w, a.astype(int), x)
   with pytest.raises(ValueError, match="chunk_size must be >= 1, got 0"):
     tied_prefix_ntk(w, a, x, chunk_size=0)

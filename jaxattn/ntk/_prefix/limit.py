@@ -150,14 +150,16 @@ def _limit(
   (x1, context1), (x2, _) = data[0], data[-1]
   dtype = x1.dtype
   var, value_var = (jnp.asarray(s, dtype) ** 2 for s in (key_std, value_std))
-  scales, rests = [], []
+  log_scales, rests = [], []
   for x, context in data:
     log_prefix = prefix_bias + var * jnp.square(x).sum(-1) / 2
     total, rest = contexts.share(log_prefix.astype(dtype), context)
-    scales.append(jnp.exp(log_prefix - total))
+    log_scales.append(log_prefix - total)
     rests.append(rest)
   gram = einsum("id,jd->ij", x1, x2)
-  scale = jnp.exp(var * gram) * scales[0][:, None] * scales[-1][None]
+  # One exponential: factors may be out of range where their product is not.
+  row, column = log_scales[0][:, None], log_scales[-1][None]
+  scale = jnp.exp(var * gram + row + column)
   keys, values = (float(name in train) for name in ("key", "value"))
   factor = scale * (values + keys * value_var * gram)
   if context1 is None:

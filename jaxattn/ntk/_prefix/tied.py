@@ -214,14 +214,11 @@ def _check(w: jax.Array, a: jax.Array, **queries: jax.Array) -> None:
   _checks.check_shape("a", a, w.shape[:1], "(m,)")
   for name, x in queries.items():
     _checks.check_shape(name, x, (None, w.shape[1]), "(n, d)")
+  for name, x in {"a": a, **queries}.items():
+    _checks.check_floating(name, x)
   for name, x in {"w": w, **queries}.items():
     if 0 in x.shape:
       raise ValueError(f"{name} must not be empty, got shape {x.shape}")
-    if x.dtype != w.dtype or a.dtype != w.dtype:
-      raise ValueError(
-        f"w, a and {name} must have one dtype, got {w.dtype}, {a.dtype} and "
-        f"{x.dtype}"
-      )
 
 
 def _weights(w: jax.Array, x: jax.Array) -> jax.Array:
@@ -231,15 +228,21 @@ def _weights(w: jax.Array, x: jax.Array) -> jax.Array:
 
 @jax.jit
 def _output(w: jax.Array, a: jax.Array, x: jax.Array) -> jax.Array:
+  dtype, (w, a, x) = contexts.widen((w, a, x))
+  return _wide_output(w, a, x).astype(dtype)
+
+
+def _wide_output(w: jax.Array, a: jax.Array, x: jax.Array) -> jax.Array:
   return einsum("nm,md->nd", _weights(w, x), a[:, None] * w)
 
 
 @jax.jit
 def _jacobian(w: jax.Array, a: jax.Array, x: jax.Array) -> jax.Array:
+  dtype, (w, a, x) = contexts.widen((w, a, x))
   s, d = _weights(w, x), w.shape[1]
-  u = (a[:, None] * w)[None] - _output(w, a, x)[:, None]
+  u = (a[:, None] * w)[None] - _wide_output(w, a, x)[:, None]
   own = einsum("nm,m,ij->nimj", s, a, jnp.eye(d, dtype=w.dtype))
-  return own + einsum("nm,nmi,nj->nimj", s, u, x)
+  return (own + einsum("nm,nmi,nj->nimj", s, u, x)).astype(dtype)
 
 
 @functools.partial(jax.jit, static_argnames="chunk_size")
@@ -250,8 +253,8 @@ def _ntk(
   x2: jax.Array | None,
   chunk_size: int,
 ) -> jax.Array:
-  dtype, d = w.dtype, w.shape[1]
-  _, (w, a, x1, x2) = contexts.widen((w, a, x1, x2))
+  d = w.shape[1]
+  dtype, (w, a, x1, x2) = contexts.widen((w, a, x1, x2))
   products = _factor_products(w, a, x1, x2, chunk_size)
   x2 = x1 if x2 is None else x2
   both, left, right, signs = (
