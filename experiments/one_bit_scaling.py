@@ -435,11 +435,15 @@ def _checks(
     ),
     *_law_checks(laws),
     harness.Check(
-      "lower end of its interval",
+      "exponent of the error on training data in N, lower end of its interval",
       fit.exponent_interval[0],
       accepted.exponent_low,
     ),
-    harness.Check("p-value of its fit", fit.lack_of_fit, accepted.lack_of_fit),
+    harness.Check(
+      "p-value, of the error on training data in N",
+      fit.lack_of_fit,
+      accepted.lack_of_fit,
+    ),
     *_joint_checks(joint),
     *(
       harness.Check(
