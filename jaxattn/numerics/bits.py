@@ -84,7 +84,9 @@ def unpack_bits(words: jax.Array, n: int, *, pad_words: int = 0) -> jax.Array:
   shifts = jnp.arange(_WORD - 1, -1, -1, dtype=jnp.uint32)
   words = words[..., : num_words - pad_words, None]
   bits = (words >> shifts.reshape((1,) * (words.ndim - 1) + (-1,))) & 1
-  return bits.reshape(*words.shape[:-2], -1)[..., :n] != 0
+  # The size is written out: without rows there is nothing to divide it by.
+  size = _WORD * words.shape[-2]
+  return bits.reshape(*words.shape[:-2], size)[..., :n] != 0
 
 
 def pack_signs(signs: jax.Array, *, pad_words: int = 0) -> jax.Array:
@@ -98,8 +100,8 @@ def pack_signs(signs: jax.Array, *, pad_words: int = 0) -> jax.Array:
     (..., ceil(n / 32) + pad_words), uint32: a 32nd of the bytes of float32.
 
   Raises:
-    ValueError: if ``signs`` has no axis or is not of real numbers, or if
-      ``pad_words`` is negative.
+    ValueError: if ``signs`` has no axis, is not of real numbers, or holds a
+      concrete NaN (traced ones become -1), or if ``pad_words`` is negative.
 
   Cost:
     O(n) time and memory a row.
@@ -116,6 +118,8 @@ def pack_signs(signs: jax.Array, *, pad_words: int = 0) -> jax.Array:
   real = jnp.issubdtype(signs.dtype, jnp.floating)
   if not real and not jnp.issubdtype(signs.dtype, jnp.signedinteger):
     raise ValueError(f"signs must hold real numbers, got {signs.dtype}")
+  if _checks.is_concrete(signs) and bool(jnp.isnan(signs).any()):
+    raise ValueError("signs must not hold NaN, which has none")
   return _pack("signs", signs >= 0, pad_words)
 
 
@@ -161,7 +165,8 @@ def _pack(name: str, bits: jax.Array, pad_words: int) -> jax.Array:
   _checks.check_integer("pad_words", pad_words, 0, None)
   missing = -bits.shape[-1] % _WORD + _WORD * pad_words
   bits = jnp.pad(bits, [(0, 0)] * (bits.ndim - 1) + [(0, missing)])
-  bits = bits.reshape(*bits.shape[:-1], -1, _WORD).astype(jnp.uint32)
+  num_words = bits.shape[-1] // _WORD
+  bits = bits.reshape(*bits.shape[:-1], num_words, _WORD).astype(jnp.uint32)
   shifts = jnp.arange(_WORD - 1, -1, -1, dtype=jnp.uint32)
   shifted = bits << shifts.reshape((1,) * (bits.ndim - 1) + (-1,))
   return shifted.sum(-1, dtype=jnp.uint32)

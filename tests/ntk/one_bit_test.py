@@ -91,7 +91,41 @@ def test_paired_neurons_begin_as_zero_and_gradient_is_straight_through():
   )
 
 
-@pytest.mark.parametrize(("m", "d"), [(5, 31), (1024, 32), (1500, 33)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("f4", 1e-6), ("f8", 1e-12)])
+def test_gradients_in_both_dtypes(dtype, tolerance):
+  x, y = _inputs(7, 12, dtype), jnp.arange(7, dtype=dtype)
+  params = one_bit.init(_KEY, 64, 12, paired=False, dtype=dtype)
+
+  def loss(w):
+    f = one_bit.apply(params._replace(latent=w), x)
+    return ((f - y) ** 2).sum() / 2
+
+  w, a = (np.asarray(p, float) for p in params)
+  z = np.asarray(x, float) @ np.where(w >= 0, 1, -1).T
+  error = np.maximum(z, 0) @ a / 8 - np.asarray(y, float)
+  want = np.einsum("i,ir,r,id->rd", error, z > 0, a, np.asarray(x)) / 8
+  got = jax.grad(loss)(params.latent)
+  off = np.linalg.norm(got - want) / np.linalg.norm(want)
+  assert off < tolerance
+
+
+def test_kernel_scales_by_the_square_of_kappa():
+  x = _inputs(5, 12)
+  params = one_bit.init(_KEY, 40, 12, paired=False, dtype=jnp.float64)
+
+  def kernel(kappa):
+    def f(w):
+      return one_bit.apply(params._replace(latent=w), x, kappa=kappa)
+
+    rows = jax.jacrev(f)(params.latent).reshape(5, -1)
+    return rows @ rows.T
+
+  np.testing.assert_allclose(kernel(0.5), kernel(1.0) / 4, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+  ("m", "d"), [(3, 1), (5, 31), (1024, 32), (1500, 33), (7, 64)]
+)
 def test_packed_network_is_the_network(m, d):
   params = one_bit.init(_KEY, m, d, paired=False)
   x, words = _inputs(6, d, np.float32), pack_signs(params.latent)
@@ -126,6 +160,40 @@ def test_kernels_against_loops():
   np.testing.assert_array_equal(got.standard_error, np.zeros((3, 2)))
   got = one_bit.secant_kernel(x1, x2)
   np.testing.assert_allclose(got.kernel, secant, rtol=0, atol=1e-12)
+
+
+def test_sums_that_are_zero_are_not_on():
+  whole = np.array(
+    [[1, 0, 0, 0], [1, 1, 0, 0], [1, 2, 3, 0], [1, 2, 3, 4]], float
+  )
+  signs = _all_signs(4)
+  on = (signs @ whole.T > 0).astype(float)
+  share = on.T @ on / len(signs)
+  np.testing.assert_allclose(np.diag(share)[:2], [0.5, 0.25])
+  x = whole / np.linalg.norm(whole, axis=1, keepdims=True)
+  for dtype in ("float32", "float64"):
+    got = one_bit.ste_kernel(jnp.asarray(x, dtype)).kernel
+    tolerance = 10 * np.finfo(dtype).eps
+    np.testing.assert_allclose(got, (x @ x.T) * share, rtol=0, atol=tolerance)
+
+
+def test_kernels_of_sixteen_dimensions():
+  x = _inputs(8, 16)
+  ste, secant = (
+    np.asarray(fn(x).kernel)
+    for fn in (one_bit.ste_kernel, one_bit.secant_kernel)
+  )
+  limit = mlp_ntk(x, depth=1, weight_scale=16.0, trainable="hidden")[1]
+  assert np.linalg.norm(ste - limit) < 0.015 * np.linalg.norm(limit)
+  skew = np.linalg.norm(secant - secant.T) / np.linalg.norm(secant)
+  assert 0.002 < skew < 0.02
+  assert 0.80 < (np.diag(secant) / np.diag(ste)).mean() < 0.88
+
+
+def test_what_is_no_number_stays_none():
+  assert np.isnan(one_bit.sign_ste(jnp.array([jnp.nan, 1.0]))[0])
+  with pytest.raises(ValueError, match="signs must not hold NaN"):
+    pack_signs(jnp.array([jnp.nan, 1.0]))
 
 
 def test_kernels_agree_by_chance_and_on_the_diagonal():
@@ -338,6 +406,10 @@ def _train(**changes):
     (lambda: _train(window=0), r"window must be in \[1, 20\], got 0"),
     (lambda: _train(window=21), r"window must be in \[1, 20\], got 21"),
     (lambda: _train(learning_rate=-1.0), "learning_rate must be positive"),
+    (
+      lambda: _train(learning_rate=np.inf),
+      r"learning_rate must be in \(0, inf\), got inf",
+    ),
     (
       lambda: _train(learning_rate=jnp.ones(3)),
       r"learning_rate must have shape \(20,\)",

@@ -124,6 +124,9 @@ def train_prefix(
   scale = _scale(output_scale, length)
   _checks.check_scalar("learning_rate_fraction", learning_rate_fraction)
   _checks.check_positive("learning_rate_fraction", learning_rate_fraction)
+  _checks.check_range(
+    "learning_rate_fraction", learning_rate_fraction, 0, math.inf, closed=False
+  )
   _checks.check_integer("num_steps", num_steps, 1, None)
   contexts.check_bias(prefix_bias, count_normalized)
   _checks.check_choice("record", record, (False, True))
@@ -165,6 +168,7 @@ def _scale(
     return float(length) if output_scale == "m" else math.sqrt(length)
   _checks.check_scalar("output_scale", output_scale)
   _checks.check_positive("output_scale", output_scale)
+  _checks.check_range("output_scale", output_scale, 0, math.inf, closed=False)
   return output_scale
 
 

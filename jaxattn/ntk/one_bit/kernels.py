@@ -192,7 +192,7 @@ def _average(
   num: int,
 ) -> SignKernel:
   """Mean over batches of sign vectors, and its error from their scatter."""
-  dtype = accumulator(x1.dtype)
+  given, dtype = x1.dtype, accumulator(x1.dtype)
   x1, x2 = x1.astype(dtype), x2.astype(dtype)
   num_batches = num // batch
 
@@ -204,24 +204,32 @@ def _average(
     bits = (index >> jnp.arange(shape[1])[None]) & 1
     return (1 - 2 * bits).astype(dtype)
 
-  def step(sums: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
-    mean = fn(signs(i), x1, x2)
-    return sums + jnp.stack([mean, mean**2]), None
-
+  # Squares of what is left by the first batch: those of means would cancel.
   zeros = jnp.zeros((2, len(x1), len(x2)), dtype)
-  mean, square = lax.scan(step, zeros, jnp.arange(num_batches))[0] / num_batches
+  first = zeros[0] if rng is None else fn(signs(jnp.int32(0)), x1, x2)
+
+  def step(sums: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
+    off = fn(signs(i), x1, x2) - first
+    return sums + jnp.stack([off, off**2]), None
+
+  sums, _ = lax.scan(step, zeros, jnp.arange(num_batches))
+  mean, square = sums / num_batches
   if rng is None:
-    error = jnp.zeros_like(mean)
+    error = zeros[0]
   else:
     variance = jnp.maximum(square - mean**2, 0) / (num_batches - 1)
     error = jnp.sqrt(variance)
-  return SignKernel(mean, error)
+  return SignKernel((first + mean).astype(given), error.astype(given))
+
+
+def _is_on(q: jax.Array, x: jax.Array) -> jax.Array:
+  """(s, n) whether q . x > 0, as 0 or 1; sums that round to 0 are 0."""
+  rounding = jnp.finfo(x.dtype).eps * jnp.abs(x).sum(1)
+  return (_einsum("sd,nd->sn", q, x) > rounding[None]).astype(q.dtype)
 
 
 def _ste_batch(q: jax.Array, x1: jax.Array, x2: jax.Array) -> jax.Array:
-  on1, on2 = (
-    (_einsum("sd,nd->sn", q, x) > 0).astype(q.dtype) for x in (x1, x2)
-  )
+  on1, on2 = (_is_on(q, x) for x in (x1, x2))
   both = _einsum("si,sj->ij", on1, on2) / len(q)
   return both * _einsum("id,jd->ij", x1, x2)
 
@@ -232,6 +240,5 @@ def _secant_batch(q: jax.Array, x1: jax.Array, x2: jax.Array) -> jax.Array:
   up = z + (1 - q)[:, None] * x1[None]
   down = z - (1 + q)[:, None] * x1[None]
   change = (jax.nn.relu(up) - jax.nn.relu(down)) / 2
-  on = (_einsum("sd,nd->sn", q, x2) > 0).astype(q.dtype)
-  moved = _einsum("sik,sj->ikj", change, on) / len(q)
+  moved = _einsum("sik,sj->ikj", change, _is_on(q, x2)) / len(q)
   return _einsum("ikj,jk->ij", moved, x2)

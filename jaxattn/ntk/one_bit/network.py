@@ -183,6 +183,8 @@ def packed_apply(
   num_words = -(-x.shape[1] // 32)
   meaning = f"(m, words of {x.shape[1]} signs)"
   _checks.check_shape("packed", packed, (len(a), num_words), meaning)
+  if not packed.size:
+    raise ValueError(f"packed must not be empty, got shape {packed.shape}")
   if packed.dtype != jnp.uint32:
     raise ValueError(f"packed must have dtype uint32, got {packed.dtype}")
   check_kappa(kappa)
@@ -234,6 +236,8 @@ def check_params(params: OneBit, **inputs: jax.Array) -> None:
   _checks.check_shape("output", output, latent.shape[:1], "(m,)")
   for name, x in inputs.items():
     _checks.check_shape(name, x, (None, latent.shape[1]), "(n, d)")
+  if not latent.size:
+    raise ValueError(f"latent must not be empty, got shape {latent.shape}")
 
 
 def check_kappa(kappa: float | jax.Array) -> None:

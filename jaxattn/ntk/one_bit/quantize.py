@@ -16,7 +16,8 @@ _SCALES = ("none", "absmean", "std")
 def sign_ste(w: jax.Array, *, backward: str = "identity") -> jax.Array:
   r"""Signs, with a gradient that passes straight through.
 
-  Exactly +1 and -1 in every dtype; sign_ste(0) = 1. Reverse mode only.
+  Exactly +1 and -1 in every dtype; sign_ste(0) = 1, and NaN stays NaN. Reverse
+  mode only.
 
   Args:
     w: floating, of any shape.
@@ -51,7 +52,8 @@ def sign_ste(w: jax.Array, *, backward: str = "identity") -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _sign(w: jax.Array, clip: bool) -> jax.Array:
-  return jnp.where(w >= 0, 1, -1).astype(w.dtype)
+  # What is no number stays none.
+  return jnp.where(w >= 0, 1, jnp.where(w < 0, -1, w)).astype(w.dtype)
 
 
 def _sign_forward(w: jax.Array, clip: bool) -> tuple[jax.Array, Any]:

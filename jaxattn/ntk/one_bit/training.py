@@ -81,8 +81,8 @@ def train_one_bit(
       not ascending in [0, num_steps].
 
   Cost:
-    O(n m d) a step, as much as full precision; ``x_eval`` costs only in the
-    ``window`` steps before each evaluation.
+    O(n m d) a step, as much as full precision, and O(n (m + T)) memory;
+    ``x_eval`` costs only in the ``window`` steps before each evaluation.
 
   Source:
     arXiv 2411.01663, section 3.
@@ -111,6 +111,7 @@ def train_one_bit(
   network.check_kappa(kappa)
   rate = jnp.asarray(learning_rate, x.dtype)
   _checks.check_positive("learning_rate", rate)
+  _checks.check_range("learning_rate", rate, 0, math.inf, closed=False)
   if rate.ndim:
     _checks.check_shape("learning_rate", rate, (num_steps,), "(num_steps,)")
   steps = (num_steps,) if eval_steps is None else tuple(eval_steps)
