@@ -740,7 +740,7 @@ def _draw_digit_features(ax: Axes, config: Config, values: Point) -> None:
     xlabel="largest logit",
     ylabel="error; weight",
   )
-  ax.legend(loc="center left", bbox_to_anchor=(0.0, 0.62))
+  ax.legend(loc="lower right")
 
 
 def _draw_capacity(ax: Axes, config: Config, values: Point) -> None:
@@ -755,8 +755,10 @@ def _draw_capacity(ax: Axes, config: Config, values: Point) -> None:
     title="Capacity grows exponentially in d",
     xlabel="patterns on the sphere",
     ylabel="% of them that fail (0.01: none)",
+    # Room for the legend above the curves.
+    ylim=(None, 1000),
   )
-  ax.legend(loc="lower right")
+  ax.legend(loc="upper center", ncols=len(config.capacity_dims))
 
 
 def _draw_bags(ax: Axes, config: Config, values: Point) -> None:

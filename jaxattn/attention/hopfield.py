@@ -41,8 +41,9 @@ from jaxattn.numerics import fixed_point, lambertw
 from jaxattn.numerics._dtypes import accumulator
 from jaxattn.softmax import softmax_attention
 
-# Numbers that exist at a time where rows are worked on in parts.
-_PART = 1 << 24
+# Numbers that exist at a time where rows are worked on in parts: more of them
+# leave the cache, and take five times as long.
+_PART = 1 << 20
 _METHODS = ("dense", "lowrank")
 _BACKWARDS = ("unrolled", "implicit")
 
@@ -160,7 +161,7 @@ def hopfield_energy(
     ValueError: if shapes or dtypes do not fit or ``beta`` is not positive.
 
   Cost:
-    2 M d flops a state; no more than some 2^24 similarities at a time.
+    2 M d flops a state; no more than some 2^20 similarities at a time.
 
   Source:
     arXiv 2008.02217, equation 2.
@@ -649,7 +650,7 @@ def pattern_separation(patterns: jax.Array) -> jax.Array:
     ValueError: if shape or dtype do not fit.
 
   Cost:
-    2 M^2 d flops; no more than some 2^24 similarities at a time.
+    2 M^2 d flops; no more than some 2^20 similarities at a time.
 
   Source:
     arXiv 2008.02217, equation 4 and theorem 5.
@@ -693,7 +694,7 @@ def retrieval_error_bound(
       ``mu`` is no index.
 
   Cost:
-    2 M d flops a query; no more than some 2^24 similarities at a time.
+    2 M d flops a query; no more than some 2^20 similarities at a time.
 
   Source:
     arXiv 2008.02217, theorem 4; the first bound is this project's.
