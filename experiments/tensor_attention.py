@@ -306,8 +306,8 @@ class MatrixAttention(nn.Module):
 
     def with_null(name: str, y: jax.Array) -> jax.Array:
       start = nn.initializers.normal(self.head_dim**-0.5)
-      null = self.param(f"null_{name}", start, heads)[None, None]
-      null = jnp.broadcast_to(null, (len(y), 1, *heads))
+      null = self.param(f"null_{name}", start, heads).astype(y.dtype)
+      null = jnp.broadcast_to(null[None, None], (len(y), 1, *heads))
       return jnp.concatenate((y, null), 1)
 
     y = softmax_attention(
