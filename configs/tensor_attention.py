@@ -38,8 +38,10 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.shown = (8, 2)
   config.factor_lengths = (256, 512)
 
-  # Error against its bound: entries of query and keys uniform on [-B, B].
-  config.bounds = (0.5, 0.7, 1.0, 1.4)
+  # Error against its bound: entries of query and keys uniform on [-B, B]. The
+  # error of the gradient over eps grows like one over the radius: a derivative
+  # has a degree less. The range below is for these B.
+  config.bounds = (0.7, 1.0, 1.4)
   config.degrees = (2, 4, 6)
   config.error_length = 40
   config.error_dim = 4
