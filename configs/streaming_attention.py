@@ -59,7 +59,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   # Recovery of k entries of n by buckets, with and without the fit.
   config.size, config.num_seeds, config.depth = 8192, 200, 9
   config.sparsities = (8, 16, 32, 64)
-  config.widths_by_k = (2, 4, 8, 16)
+  config.widths_by_k = (4, 8, 16)
   config.recovered_within = 1e-9
   # And from keys to decoding.
   config.num_keys, config.num_runs, config.end_eps2 = 4096, 100, 0.02
