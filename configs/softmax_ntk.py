@@ -3,7 +3,7 @@
   python -m experiments.softmax_ntk \
     --config=configs/softmax_ntk.py:cpu --workdir=/tmp/softmax_ntk
 
-cpu, 2 cores: two minutes, much of them eigenvalues of 2000 rows in float64.
+cpu, 2 cores: a minute, much of it eigenvalues of 3000 rows in float64.
 Expect "not reproduced": the kernel changes like m^-2, less than is accepted.
 Outputs come near those of the limit like m^-0.4, weights move like 1/m, the
 kernel of the softmax is never conditioned worse than that of the exponential, a

@@ -776,7 +776,8 @@ def _draw_score(ax: Axes, config: Config, score: Point, more: Point) -> None:
     xlabel="pairs",
     ylabel="mean squared distance from the exact one",
   )
-  ax.legend()
+  ax.set_ylim(top=3 * more["variance"])
+  ax.legend(loc="upper right")
 
 
 def _draw_samples(ax: Axes, config: Config, score: Point) -> None:
