@@ -800,7 +800,7 @@ def _draw_image(ax: Axes, config: Config, image: dict[str, Any]) -> None:
   ax.grid(visible=False)
   dim, degree, _ = config.shown_model
   state = moment_init(1, 1, dim, 3, degree=degree)
-  ax.set_title(f"A photograph, and attention by {state_bytes(state)} bytes")
+  ax.set_title(f"Attention by {state_bytes(state)} bytes")
 
 
 def _draw_real(
