@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxattn import _checks
+from jaxattn import _checks, _compat
 from jaxattn.features import _chunks
 from jaxattn.features.coefficients import polynomial_coefficients
 from jaxattn.features.monomials import check_feature_count, feature_count
@@ -369,7 +369,9 @@ def moment_query(
   if _checks.is_concrete(state.count) and not np.any(np.asarray(state.count)):
     raise ValueError("state must hold tokens, got one without any update")
   scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-  out, info = _query(state, query, scale, tuple(map(float, polynomial)))
+  ask = functools.partial(_query, coefficients=tuple(map(float, polynomial)))
+  ask = _compat.over_explicit_axes(ask, query)
+  out, info = ask(state, query, scale)
   return (out, info) if return_info else out
 
 
@@ -398,7 +400,20 @@ def _changed(
     "state.moments", state.moments, got, "(B, K, m, Hv + 1) of key and value"
   )
   _check_dim("key", key, state)
-  return _add(state, key, value, key_mask, sign)
+  add = _over_explicit_axes(functools.partial(_add, sign=sign), key, state)
+  return add(state, key, value, key_mask)
+
+
+def _over_explicit_axes(fn: Any, key: jax.Array, state: MomentState) -> Any:
+  """As ``_compat.over_explicit_axes``, for sums over the tokens of ``key``."""
+  sharding = _compat.typeof(key).sharding
+  if _compat.AxisType.Explicit not in sharding.mesh.axis_types:
+    return fn
+  batch, _, heads, _ = sharding.spec
+  spec = jax.sharding.PartitionSpec(batch, heads)
+  of_batch = jax.sharding.PartitionSpec(batch)
+  out = MomentState(spec, spec, spec, of_batch, state.degree)  # pyright: ignore
+  return _compat.auto_axes(fn, out_sharding=out)
 
 
 def _check_dim(name: str, x: jax.Array, state: MomentState) -> None:
