@@ -5,11 +5,11 @@
 
 cpu, 2 cores: about four minutes. Expect "not reproduced": on scikit-learn's
 digits, even against odd, the gap between a network of signs and its twin of
-full precision falls with the width by m^-0.13, not m^-0.15 to m^-0.35. All else
-holds: the error of the widest on held-out digits is within 10 % of its twin's if
-outputs are averaged over ten steps, and its error on training data is a power
-law of its size. Mean outputs are 0.93 to 1.05 of what c K_sec predicts, under
-0.75 of what the straight-through kernel does at the first step.
+full precision falls with the width by m^-0.13, not m^-0.15 to m^-0.35. All
+else holds: the error of the widest on held-out digits is within 10 % of its
+twin's if outputs are averaged over ten steps, and its error on training data is
+a power law of its size. Mean outputs are 0.93 to 1.05 of what c K_sec predicts,
+under 0.75 of what the straight-through kernel does at the first step.
 smoke: seconds, decides nothing. full, one accelerator, not run yet: widths to
 2^18, power laws with up to 60000 data, and packed signs by the clock.
 """
