@@ -364,7 +364,7 @@ def packed_point(config: Config) -> Arrays:
   plain = jax.jit(lambda x: jax.nn.relu(x @ q.T) @ a)
   found = []
   for n in config.packed_batches:
-    x = jax.random.normal(rngs[1], (n, d))
+    x = jax.random.normal(rngs[1], (n, d), params.latent.dtype)
     low = x.astype(jnp.bfloat16)
     contestants = {
       "packed": functools.partial(
