@@ -3,14 +3,16 @@
   python -m experiments.hopfield \
     --config=configs/hopfield.py:cpu --workdir=/tmp/hopfield
 
-cpu, 2 cores that nothing else uses: some three minutes. Expect "reproduced": at
-a quarter of sqrt(log M) the rank of the retrieval matrix is a falling share of
-its size and low-rank retrieval takes time like M, dense like M^2; at 1.2
-sqrt(log M) the rank is more than a quarter of the size; no bound is violated;
-capacity grows at least 8-fold with each 4 dimensions; a pooling layer with
-memory finds one digit among many better than a mean. smoke: seconds, decides
-nothing. full, one accelerator: M up to 8192. --config.parts selects among
-"phase", "digits", "capacity" and "bags"; the verdict is about those alone.
+cpu, 2 cores that nothing else uses: about a minute. The one run on record is
+"not reproduced" by one range of time: of low-rank retrieval at the smallest M
+fixed costs are most, and the slope was 0.67. Expected otherwise: at a quarter
+of sqrt(log M) the rank of the retrieval matrix is a falling share of its size
+and low-rank retrieval takes time like M, dense like M^2; at 1.2 sqrt(log M) the
+rank is more than a quarter of the size; no bound is violated; capacity grows at
+least 8-fold with each 4 dimensions; a pooling layer with memory finds one digit
+among many better than a mean. smoke: seconds, decides nothing. full, one
+accelerator: M up to 8192. --config.parts selects among "phase", "digits",
+"capacity" and "bags"; the verdict is about those alone.
 """
 
 import ml_collections

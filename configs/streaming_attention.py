@@ -3,9 +3,10 @@
   python -m experiments.streaming_attention \
     --config=configs/streaming_attention.py:cpu --workdir=/tmp/streaming
 
-cpu, 2 cores that nothing else uses: about three minutes. Expect "reproduced":
-the state of 2^22 tokens is as large as that of one, in the memory of the
-process as well; the error of moments falls like n^-1/2 and that of three
+cpu, 2 cores that nothing else uses: about two minutes. The one run on record is
+"not reproduced" by two slopes of the time of a step, of some 20 us. Expected
+otherwise: the state of 2^22 tokens is as large as that of one, in the memory of
+the process as well; the error of moments falls like n^-1/2 and that of three
 sketches does not, but like s^-1/2; a step of decoding takes as long at 65536
 tokens as at 1024, and is at least 7 times as fast as a cache of them; errors on
 a photograph are within a factor 2 of those specified; queries unlike the rest

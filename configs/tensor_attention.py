@@ -3,10 +3,10 @@
   python -m experiments.tensor_attention \
     --config=configs/tensor_attention.py:cpu --workdir=/tmp/tensor
 
-cpu, 2 cores that nothing else uses: about four minutes, most of it training.
+cpu, 2 cores that nothing else uses: about six minutes, most of it training.
 Expect "reproduced": exact times grow like n^3 (slope at least 2.6), polynomial
-ones like n (0.85 to 1.2), which makes a factor of 30 at n = 256 and of 150 at
-n = 512 and more; no error is above its bound; one layer of attention to pairs
+ones like n (0.85 to 1.2), which makes a factor of 30 at n = 256 and of 150 at n
+= 512 and more; no error is above its bound; one layer of attention to pairs
 learns Match3 (accuracy 0.97 at least with M = 19 and 6 tokens), one of ordinary
 attention does not (0.88 at most). smoke: seconds, decides nothing. full, one
 accelerator: Match3 to 32 tokens and M = 64.
