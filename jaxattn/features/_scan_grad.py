@@ -69,7 +69,12 @@ def pull_all(
 def _pull_chunk(
   x: jax.Array, v: jax.Array, weighted: jax.Array, spec: Spec
 ) -> tuple[jax.Array, jax.Array, Blocks]:
-  phi, pull = jax.vjp(spec.features, x)
+  features = spec.features
+  if spec.sketch is None:
+    # Monomials are looked up twice: what both uses share XLA would write out on
+    # a CPU, and take twice as long.
+    features = jax.checkpoint(features)
+  phi, pull = jax.vjp(features, x)
   sums = _chunks.project(weighted, phi, spec)
   if spec.closed_form:
     # The derivative of exp is exp: weights, times the other vector of a pair.
