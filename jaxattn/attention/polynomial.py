@@ -11,10 +11,10 @@ polynomial p of even degree g with :math:`|p(x) e^{-x} - 1| \le \varepsilon` on
   \tilde O = \operatorname{diag}(\tilde A 1)^{-1} \tilde A V
 
 needs :math:`m = \binom{H + g}{g}` features a token and no matrix of T x S.
-Each output is off by at most half the range of its value column times
-:math:`\varepsilon (1 + \varepsilon^2 / 4)`. Sources: arXiv 2302.13214 for the
-idea and its limits, arXiv 2402.04497 for the gradient; polynomials, bound and
-chunked causal form are this project's.
+Each output is off by at most the range of its value column times
+:math:`\varepsilon / (1 + \sqrt{1 - \varepsilon^2})`. Sources: arXiv 2302.13214
+for the idea and its limits, arXiv 2402.04497 for the gradient; polynomials,
+bound and chunked causal form are this project's.
 """
 
 import functools

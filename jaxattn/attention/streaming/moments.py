@@ -322,8 +322,8 @@ def moment_query(
   r"""Attention of queries to all tokens of a stream so far.
 
   What ``polynomial_attention(center_keys=False)`` of them gives, to rounding.
-  Each output is off by at most half the range of its value column times
-  :math:`\varepsilon (1 + \varepsilon^2 / 4)`, :math:`\varepsilon` the
+  Each output is off by at most the range of its value column times
+  :math:`\varepsilon / (1 + \sqrt{1 - \varepsilon^2})`, :math:`\varepsilon` the
   :func:`~jaxattn.features.polynomial_error` of the polynomial, whatever the
   length of the stream.
 
