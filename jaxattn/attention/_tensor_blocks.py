@@ -13,6 +13,8 @@ A block of queries at a time, so that there are never more than a block times S1
 paired queries; the gradient makes them again.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +27,8 @@ from jaxattn.softmax.online import online_softmax_finalize, online_softmax_init
 
 # Paired queries of a block, all batch elements and heads together.
 _MAX_PAIRED = 1 << 15
+# Logits of a head that are still gone through one by one.
+_MAX_LOGITS = 1 << 34
 
 
 class Pairs(NamedTuple):
@@ -45,6 +49,18 @@ class Pairs(NamedTuple):
   value2: jax.Array
   key_mask1: jax.Array | None
   key_mask2: jax.Array | None
+
+
+def check_num_logits(arrays: Sequence[jax.Array], message: str) -> None:
+  """Refuses what would take hours.
+
+  Args:
+    arrays: query and keys, (B, tokens, N, H) each.
+    message: of the error, with a place for the number of logits.
+  """
+  num_logits = math.prod(x.shape[1] for x in arrays)
+  if num_logits > _MAX_LOGITS:
+    raise ValueError(message.format(num_logits))
 
 
 def over_blocks(

@@ -153,13 +153,13 @@ def tensor_logit_radius(
 
   Raises:
     ValueError: if shapes, dtypes or options do not fit, for instance "radius
-      must be positive, got 0.0".
+      must be positive, got 0.0", or a head has more than 2^34 logits.
     checkify.JaxRuntimeError: as :func:`logit_radius`.
 
   Cost:
     T S1 S2 H multiply-adds a head; O(T + S1 + S2) memory beside a block. A
-    looser bound costs O(T + S1 + S2): by Hoelder's inequality, scale times the
-    largest 3-norms of query, first and second key.
+    looser bound costs O(T + S1 + S2), and serves any length: by Hoelder's
+    inequality, scale times the largest 3-norms of query, first and second key.
 
   Source:
     This project.
@@ -188,6 +188,11 @@ def tensor_logit_radius(
     _checks.check_scalar("radius", radius)
     _checks.check_positive("radius", radius)
   query = _checks.four_dims(query)
+  _tensor_blocks.check_num_logits(
+    (query, *keys),
+    "tensor_logit_radius would go through {} logits a head; scale times the "
+    "largest 3-norms of query, key1 and key2 bounds them",
+  )
   largest = _tensor_logit_radius(query, *keys, scale, chunk_size=chunk_size)
   if radius is not None:
     check_radius(largest, radius)

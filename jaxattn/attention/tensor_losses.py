@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxattn import _checks
+from jaxattn.attention.streaming.moments import check_even
 from jaxattn.attention.tensor import tensor_attention
 from jaxattn.features import _chunks
 from jaxattn.features.coefficients import (
@@ -30,7 +31,7 @@ from jaxattn.features.coefficients import (
   static_positive,
 )
 from jaxattn.features.monomials import check_feature_count
-from jaxattn.sketch.kronecker import face_splitting, khatri_rao
+from jaxattn.sketch.kronecker import khatri_rao
 
 Factors = tuple[jax.Array, jax.Array, jax.Array]
 _NAMES = ("a1", "a2", "a3", "a4", "a5", "y1", "y2", "e")
@@ -138,7 +139,8 @@ def tensor_attention_loss_gradient(
 
   Cost:
     Exact: as the loss, some times. With a degree: O((n + s1 + s2) m d v)
-    multiply-adds, m = C(h + degree, degree), and m d^3 v.
+    multiply-adds, m = C(h + degree, degree), and m d^3 v; memory for three
+    tables of m d (v + 1) numbers, and for what is made of a chunk of tokens.
 
   Source:
     arXiv 2405.16411.
@@ -166,9 +168,7 @@ def tensor_attention_loss_gradient(
       "degree needs x as factors (x1, x2, x3), got an array of shape "
       f"{x.shape}: its {x.shape[1]} columns are too many variables"
     )
-  _checks.check_integer("degree", degree, 0, None)
-  if degree % 2:
-    raise ValueError(f"degree must be even, got {degree}")
+  check_even(degree)
   check_feature_count(x[0].shape[1], degree)
   radius = static_positive("radius", radius)
   return _fast_gradient(x, arrays, scale, degree=degree, radius=radius)
@@ -242,35 +242,56 @@ def _exact_gradient(x: Any, arrays: Any, scale: Any) -> jax.Array:
 def _fast_gradient(
   x: Factors, arrays: Any, scale: Any, *, degree: int, radius: float
 ) -> jax.Array:
-  a1, a2, a3, *_, e = arrays
+  # Tokens last, as features are made: (d, n).
+  a1, a2, a3, a4, a5, *_, e = (a.T for a in arrays)
+  y1, y2 = arrays[5:7]
   scale = jnp.asarray(scale, e.dtype)
   coefficients = polynomial_coefficients(degree, radius)
   spec = _chunks.Spec(coefficients=tuple(map(float, coefficients)))
-  query, key1, key2, *values = _heads(x, arrays)
-  query, dim = scale * query, query.shape[1]
-  values = [_chunks.ones_column(v) for v in values]
-
-  def moments(x: jax.Array, v: jax.Array) -> jax.Array:
-    """(n, h), (n, v) -> (m, v)."""
-    return _chunks.moments(x.T[None], v.T[None], spec)[0]
-
+  query, key1, key2 = (
+    factor.T @ a for factor, a in zip(x, (a1, a2, a3), strict=True)
+  )
+  query, dim = scale * query, len(query)
+  values = [
+    jnp.concatenate([y.T @ a, jnp.ones((1, a.shape[1]), a.dtype)])
+    for y, a in ((y1, a4), (y2, a5))
+  ]
   keys = key1, key2
-  table = [moments(k, v) for k, v in zip(keys, values, strict=True)]
+  table = [
+    _chunks.moments(k[None], v[None], spec)
+    for k, v in zip(keys, values, strict=True)
+  ]
   weighted = spec.weigh(table[0] * table[1], dim)
-  summed = _chunks.sums(query.T[None, :, None], weighted[None], spec)[0, :, 0].T
-  out = summed[:, :-1] / summed[:, -1:]
+  summed = _chunks.sums(query[None, :, None], weighted, spec)[0, :, 0]
+  out = summed[:-1] / summed[-1:]
   residual = out - e
-  inner = (residual * out).sum(1, keepdims=True)
-  cotangent = jnp.concatenate([residual, -inner], 1) / summed[:, -1:]
+  inner = (residual * out).sum(0, keepdims=True)
+  cotangent = jnp.concatenate([residual, -inner]) / summed[-1:]
 
-  # (m, d, v) of each of the three, and one sum over m and v.
+  # (m, d v) of each of the three.
   triple = zip(
     (query, key1, key2), (a1, a2, a3), (cotangent, *values), strict=True
   )
+  t1, t2, t3 = (_face_split_moments(x, a, v, spec) for x, a, v in triple)
+  # One sum over m and v, as over tokens that are features themselves.
   t1, t2, t3 = (
-    moments(x, face_splitting(a, v)).reshape(-1, a.shape[1], v.shape[1])
-    for x, a, v in triple
+    jnp.moveaxis(t.reshape(len(t), len(a1), -1), 1, 0).reshape(len(a1), -1)
+    for t in (spec.weigh(t1, dim), t2, t3)
   )
-  t1 = spec.weigh(t1.reshape(len(t1), -1), dim).reshape(t1.shape)
-  pairs = t2[:, :, None] * t3[:, None]
-  return scale * jnp.einsum("mxv,mabv->xab", t1, pairs).reshape(a1.shape[1], -1)
+  return scale * _face_split_moments(t1, t2, t3, _chunks.Spec())
+
+
+def _face_split_moments(
+  x: jax.Array, a: jax.Array, v: jax.Array, spec: _chunks.Spec
+) -> jax.Array:
+  """Features of x (h, n), by products of rows of a (d, n), v (v, n): (m, d v).
+
+  Of these products a chunk of tokens exists at a time.
+  """
+
+  def columns(x: jax.Array, both: jax.Array) -> jax.Array:
+    del x
+    return _chunks.pairs(*jnp.split(both, (len(a),), 1))
+
+  both = jnp.concatenate([a, v])
+  return _chunks.moments(x[None], both[None], spec, columns)[0]

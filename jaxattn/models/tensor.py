@@ -9,6 +9,8 @@ from jaxattn.attention.tensor import (
   polynomial_tensor_attention,
   tensor_attention,
 )
+from jaxattn.features.coefficients import static_positive
+from jaxattn.numerics._dtypes import accumulator
 
 
 class TensorAttention(nn.Module):
@@ -71,7 +73,8 @@ class TensorAttention(nn.Module):
     self, x: jax.Array, *, key_mask: jax.Array | None = None
   ) -> jax.Array:
     """Attends; ``key_mask``, boolean (B, T), hides tokens in both roles."""
-    self._check(x)
+    key_mask = None if key_mask is None else jnp.asarray(key_mask)
+    self._check(x, key_mask)
     heads = self.num_heads, self.head_dim
     query = nn.DenseGeneral(heads, name="query")(x)
     names = ("key1", "key2", "value1", "value2")
@@ -110,7 +113,7 @@ class TensorAttention(nn.Module):
       key_mask1=key_mask, key_mask2=key_mask,
     )  # fmt: skip
 
-  def _check(self, x: jax.Array) -> None:
+  def _check(self, x: jax.Array, key_mask: jax.Array | None) -> None:
     _checks.check_integer("num_heads", self.num_heads, 1, None)
     _checks.check_integer("head_dim", self.head_dim, 1, None)
     for name in ("null_token", "is_causal"):
@@ -118,14 +121,19 @@ class TensorAttention(nn.Module):
     if self.is_causal and self.null_token:
       raise ValueError("null_token must be False with is_causal=True")
     if self.radius is not None:
-      _checks.check_positive("radius", self.radius)
+      static_positive("radius", self.radius)
     elif self.degree is not None:
       raise ValueError(f"radius is required when degree={self.degree}")
     _checks.check_rank("x", x, 3)
     _checks.check_floating("x", x)
+    if key_mask is not None:
+      _checks.check_boolean("key_mask", key_mask)
+      _checks.check_shape("key_mask", key_mask, x.shape[:2], "(B, T) of x")
 
 
 def _shrink(x: jax.Array) -> jax.Array:
   """Vectors of a 3-norm less than 1, almost as they are if that is small."""
-  cubes = (jnp.abs(x) ** 3).sum(-1, keepdims=True)
-  return x * (1 + cubes) ** (-1 / 3)
+  # Cubes of 16 bits would be infinite early.
+  wide = x.astype(accumulator(x.dtype))
+  cubes = (jnp.abs(wide) ** 3).sum(-1, keepdims=True)
+  return (wide * (1 + cubes) ** (-1 / 3)).astype(x.dtype)

@@ -1,5 +1,6 @@
 """The loss of tensor attention, its radius, and Match3 by hand."""
 
+import functools
 import re
 
 import jax
@@ -16,12 +17,15 @@ from jaxattn.attention import (
 )
 from jaxattn.data import match3_batch
 from jaxattn.sketch import khatri_rao
+from tests._jaxpr import array_sizes
 from tests._recompile import quick_jit
 from tests.attention._tensor import relative, uniform
 
 
-def _arrays(seed, n, d, v):
-  shapes = [(n, d)] * 5 + [(d, v)] * 2 + [(n, v)]
+def _arrays(seed, lengths, d, v):
+  """Arrays of a loss for lengths n, s1, s2."""
+  n, s1, s2 = lengths
+  shapes = [(x, d) for x in (n, s1, s2, s1, s2)] + [(d, v)] * 2 + [(n, v)]
   return uniform(seed, *shapes)
 
 
@@ -32,8 +36,8 @@ def _dense(x, a1, a2, a3, a4, a5, y1, y2, e, scale):
 
 
 def test_loss_and_gradient_are_the_dense_ones():
-  n, d = 8, 3
-  arrays = _arrays(0, n, d, 2)
+  d = 3
+  arrays = _arrays(0, (8, 7, 5), d, 2)
   (x,) = uniform(9, (d, d * d))
   want, grad = quick_jit(jax.value_and_grad(_dense))(x, *arrays, 1 / d)
   np.testing.assert_allclose(
@@ -47,8 +51,8 @@ def test_loss_and_gradient_are_the_dense_ones():
 
 
 def test_closed_form_needs_the_factor():
-  n, d = 8, 3
-  arrays = _arrays(0, n, d, 2)
+  d = 3
+  arrays = _arrays(0, (8, 8, 8), d, 2)
   (x,) = uniform(9, (d, d * d))
   a1, a2, a3, a4, a5, y1, y2, e = arrays
   f = jax.nn.softmax(a1 @ x @ jnp.kron(a2, a3).T / d, -1)
@@ -61,8 +65,8 @@ def test_closed_form_needs_the_factor():
 
 
 def test_linear_time_gradient():
-  n, d = 14, 3
-  arrays = _arrays(0, n, d, 3)
+  d = 3
+  arrays = _arrays(0, (14, 14, 14), d, 3)
   factors = tuple(uniform(1, *[(d, d)] * 3))
   x = factors[0] @ khatri_rao(*factors[1:]).T
   exact = quick_jit(jax.grad(_dense))(x, *arrays, 1 / d)
@@ -89,6 +93,26 @@ def test_linear_time_gradient():
   ratio = errors / (reference * (radius / 0.75) ** powers)
   assert ratio.max() < 6
   assert ratio.min() > 1 / 6
+
+
+def test_linear_time_gradient_of_other_lengths():
+  d = 3
+  arrays = _arrays(0, (8, 7, 5), d, 2)
+  factors = tuple(uniform(1, *[(d, 2)] * 3))
+  exact = tensor_attention_loss_gradient(factors, *arrays)
+  fast = tensor_attention_loss_gradient(factors, *arrays, degree=8, radius=0.5)
+  assert relative(fast, exact) < 1e-8
+
+
+def test_memory_of_the_linear_time_gradient():
+  n, d, m = 4096, 4, 15
+  x = (jax.ShapeDtypeStruct((d, d), jnp.float32),) * 3
+  tall, small = (jax.ShapeDtypeStruct((a, d), jnp.float32) for a in (n, d))
+  gradient = functools.partial(
+    tensor_attention_loss_gradient, degree=2, radius=1.0
+  )
+  arrays = *[tall] * 5, small, small, tall
+  assert max(array_sizes(gradient, x, *arrays)) < n * m
 
 
 def test_radius_of_what_is_seen():
@@ -143,7 +167,7 @@ def test_match3_by_hand():
 
 
 def test_refused_losses():
-  arrays = _arrays(0, 4, 3, 2)
+  arrays = _arrays(0, (4, 4, 4), 3, 2)
   (x,) = uniform(1, (3, 9))
   factors = tuple(uniform(1, *[(3, 2)] * 3))
   loss, gradient = tensor_attention_loss, tensor_attention_loss_gradient
@@ -154,8 +178,12 @@ def test_refused_losses():
     (loss, x, {"scale": "a"}, "scale must be a real scalar, got 'a'"),
     (gradient, x, {"degree": 2}, "degree and radius must come together, got"),
     (gradient, x, {"degree": 2, "radius": 1.0}, "degree needs x as factors"),
-    (gradient, factors, {"degree": 3, "radius": 1.0}, "degree must be even"),
+    (gradient, factors, {"degree": 3, "radius": 1.0},
+     "degree must be even, got 3: weights of an odd degree change sign"),
+    (gradient, factors, {"degree": -2, "radius": 1.0}, "degree must be >= 0"),
     (gradient, factors, {"degree": 2, "radius": -1.0}, "radius must be posi"),
+    (gradient, factors, {"degree": 2, "radius": np.inf},
+     "radius must be positive and finite, got inf"),
   ):  # fmt: skip
     with pytest.raises(ValueError, match=re.escape(message)):
       fn(x0, *arrays, **options)

@@ -65,6 +65,15 @@ def test_radius_is_kept_and_the_polynomial_is_close():
     assert 0 < error <= limit
 
 
+def test_long_vectors_of_16_bits_are_shrunk():
+  x = jnp.array([100.0, -100.0], jnp.float16)
+  got = _shrink(x)
+  assert got.dtype == jnp.float16
+  np.testing.assert_allclose(
+    got, [0.5 ** (1 / 3), -(0.5 ** (1 / 3))], rtol=1e-3
+  )
+
+
 def test_parameters_do_not_depend_on_what_attends():
   x = _inputs()
   shapes = [
@@ -99,7 +108,8 @@ def test_causal_layer_and_gradient():
   [
     ({"degree": 2}, "radius is required when degree=2"),
     ({"degree": 3, "radius": 1.0}, "degree must be even, got 3"),
-    ({"radius": -1.0}, "radius must be positive, got -1.0"),
+    ({"radius": -1.0}, "radius must be positive and finite, got -1.0"),
+    ({"radius": np.inf}, "radius must be positive and finite, got inf"),
     ({"is_causal": True}, "null_token must be False with is_causal=True"),
     ({"null_token": 1}, "null_token must be one of False, True, got 1"),
     ({"num_heads": 0}, "num_heads must be >= 1, got 0"),
@@ -118,3 +128,9 @@ def test_refused_inputs():
   ):
     with pytest.raises(ValueError, match=re.escape(message)):
       TensorAttention().init(jax.random.key(0), x)
+  for mask, message in (
+    (np.ones((2, 7)), "key_mask must be boolean (True = attend), got dtype f"),
+    (np.ones(7, bool), "key_mask must have shape (2, 7) = (B, T) of x, got (7"),
+  ):
+    with pytest.raises(ValueError, match=re.escape(message)):
+      TensorAttention().init(jax.random.key(0), _inputs(), key_mask=mask)
