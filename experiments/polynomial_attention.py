@@ -586,20 +586,12 @@ def _draw_crossover(
 def _draw_errors(
   ax: Axes, config: Config, errors: dict[str, np.ndarray]
 ) -> None:
-  for i, (degree, color) in enumerate(zip(config.degrees, harness.PALETTE)):
-    ax.semilogy(config.bounds, errors["bound"][:, i], "--", color=color)
-    ax.semilogy(
-      config.bounds,
-      errors["error"][:, i],
-      "o",
-      color=color,
-      label=f"degree {degree}",
-    )
+  labels = [f"degree {degree}" for degree in config.degrees]
+  harness.plot_bounded_errors(
+    ax, config.bounds, errors["error"], errors["bound"], labels
+  )
   ax.set(
-    title="Error stays below its bound (dashed)",
-    xlabel="B, bound on the entries of query and key",
-    ylabel="largest error of the output",
-    ylim=(_ROUNDING, 10),
+    xlabel="B, bound on the entries of query and key", ylim=(_ROUNDING, 10)
   )
   ax.legend(loc="lower right")
 

@@ -30,6 +30,7 @@ from experiments.harness.distributed import device_mesh as device_mesh
 from experiments.harness.metrics import MetricsWriter as MetricsWriter
 from experiments.harness.metrics import read_metrics as read_metrics
 from experiments.harness.plots import PALETTE as PALETTE
+from experiments.harness.plots import plot_bounded_errors as plot_bounded_errors
 from experiments.harness.plots import plot_loglog as plot_loglog
 from experiments.harness.plots import save_figure as save_figure
 from experiments.harness.plots import use_style as use_style
@@ -62,6 +63,7 @@ __all__ = [
   "load_config",
   "main",
   "open_workdir",
+  "plot_bounded_errors",
   "plot_loglog",
   "progress",
   "read_metrics",

@@ -102,6 +102,28 @@ def plot_loglog(ax: "Axes", x: ArrayLike, y: ArrayLike, *, label: str) -> Slope:
   return fit
 
 
+def plot_bounded_errors(
+  ax: "Axes", x: ArrayLike, errors: ArrayLike, bounds: ArrayLike, labels: Any
+) -> None:
+  """Draws errors as dots, and the bounds that they are under as dashed lines.
+
+  Args:
+    ax: axes to draw on.
+    x: (n,) numbers.
+    errors: (n, curves) largest errors of an output.
+    bounds: (n, curves).
+    labels: what the curves are.
+  """
+  curves = (np.asarray(y).T for y in (errors, bounds))
+  for error, bound, label, color in zip(*curves, labels, PALETTE, strict=False):
+    ax.semilogy(x, bound, "--", color=color)
+    ax.semilogy(x, error, "o", color=color, label=label)
+  ax.set(
+    title="Error stays below its bound (dashed)",
+    ylabel="largest error of the output",
+  )
+
+
 def save_figure(
   workdir: workdir_lib.Workdir, figure: "Figure", data: Mapping[str, Any]
 ) -> None:
