@@ -3,15 +3,20 @@
 Three questions about arXiv 2310.04064 and arXiv 2405.16411, on one head or one
 layer:
 
-1. How do times grow with n: exact attention to all pairs of tokens, and the
-   polynomial one? How many times faster is that, and how far off?
+1. How do times grow with n: exact attention to all pairs of tokens, the
+   polynomial one, its gradient, and the gradient of the training loss? How many
+   times faster is that, and how far off?
 2. Is the error below its bound, and the gradient's near the polynomial's
    relative error? How large may entries be, for attention to one token, to
    pairs and to triples? Logits are at most sqrt(H) B^(k + 1), so that a degree
-   which serves logits up to R serves B = (R / sqrt(H))^(1 / (k + 1)).
+   which serves logits up to R serves B = (R / sqrt(H))^(1 / (k + 1)). No larger
+   B serves all inputs, if one input errs by as much at hardly more: keys
+   aligned with a query, whose logits are R and the next place below where the
+   polynomial is off by as much in the other direction.
 3. Does one layer of attention to pairs learn Match3, whether a token and two
    others sum to a multiple of M? Does one of ordinary attention? Does one whose
-   logits are bounded, as the polynomial asks?
+   logits are bounded, as the polynomial asks, and the polynomial itself? One
+   without a null token?
 """
 
 import functools
@@ -37,6 +42,7 @@ from jaxattn.attention import (
   polynomial_tensor_attention,
   softmax_attention,
   tensor_attention,
+  tensor_attention_loss_gradient,
   tensor_logit_radius,
 )
 from jaxattn.features import (
@@ -51,6 +57,8 @@ from jaxattn.scaling import fit_slope
 _ROUNDING = 1e-13
 # Radii of logits between which a largest entry is looked for.
 _RADII = (0.1, 11.9)
+# Promise about the logits of inputs that are timed.
+_TIMED_RADIUS = 1.5
 
 # A ConfigDict: what type a field has is known at run time only.
 Config = Any
@@ -60,11 +68,12 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
   """Runs the experiment; see the module's docstring."""
   wd = harness.open_workdir(workdir, config)
   times = _points(wd, "time", config.sizes, time_point)
+  losses = _points(wd, "loss", config.loss_lengths, loss_point)
   errors = _points(wd, "error", config.bounds, error_point)
   limits = _points(wd, "limit", config.orders, limit_point)
   learned = _learned(wd)
-  figure = _draw(config, times, errors, limits, learned)
-  arrays = {"time": times, "error": errors, "limit": limits}
+  figure = _draw(config, times, losses, errors, limits, learned)
+  arrays = {"time": times, "loss": losses, "error": errors, "limit": limits}
   shown = {
     f"{name}_{key}".replace(", ", "_"): value
     for name, group in arrays.items()
@@ -86,7 +95,10 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
       *_limit_checks(config, limits),
       *_learning_checks(config, learned),
     ],
-    timed=_time_checks(config, times),
+    timed=[
+      *_slope_checks(config, times, losses),
+      *_factor_checks(config, times),
+    ],
   )
 
 
@@ -126,6 +138,8 @@ def time_point(config: Config, size: tuple[int, int]) -> dict[str, Any]:
       found[name].append(value)
     error = jnp.abs(ours(*arrays) - exact(*arrays)).max()
     found["error"].append(float(error))
+  longest = _inputs(config, config.exact_lengths[-1], dim)
+  radius = float(tensor_logit_radius(*longest[:3]))
   for n in config.lengths:
     calls = {
       "polynomial": timed_call(degree),
@@ -133,7 +147,29 @@ def time_point(config: Config, size: tuple[int, int]) -> dict[str, Any]:
     }
     for name, value in _seconds(config, calls, _inputs(config, n, dim)).items():
       found[name].append(value)
-  return dict(found)
+  return found | {"radius": radius}
+
+
+def loss_point(config: Config, n: int) -> dict[str, Any]:
+  """Seconds of the gradient of the training loss, of the size shown."""
+  dim, degree = config.shown
+  tall = jax.random.uniform(_key(config, 4), (6, n, dim), minval=-1.0)
+  small = jax.random.uniform(_key(config, 5), (5, dim, dim), minval=-1.0)
+  factors, weights = tuple(small[:3]), small[3:]
+  call = functools.partial(
+    timed_loss_gradient(degree), factors, *tall[:5], *weights, tall[5]
+  )
+  seconds = harness.least_seconds(
+    {"loss": call}, rounds=config.rounds, at_least=config.seconds_per_point
+  )
+  return {"seconds": seconds["loss"]}
+
+
+def timed_loss_gradient(degree: int) -> Callable[..., jax.Array]:
+  """The gradient of the training loss in linear time."""
+  return functools.partial(
+    tensor_attention_loss_gradient, degree=degree, radius=_TIMED_RADIUS
+  )
 
 
 def _inputs(config: Config, n: int, dim: int) -> jax.Array:
@@ -157,9 +193,8 @@ def timed_call(
   """Tensor attention of five arrays, exact without a degree."""
   attend = tensor_attention
   if degree is not None:
-    # Logits of uniform entries on [-1, 1] stay within 1.5 at these sizes.
     attend = functools.partial(
-      polynomial_tensor_attention, degree=degree, radius=1.5
+      polynomial_tensor_attention, degree=degree, radius=_TIMED_RADIUS
     )
 
   def backward(*arrays: jax.Array) -> Any:
@@ -216,18 +251,24 @@ def _relative(got: Any, want: Any) -> float:
 
 
 def limit_point(config: Config, order: int) -> dict[str, Any]:
-  """By degree: the largest B of an error, and what its law promises."""
-  law = [
-    _entries(config, largest_radius(degree, config.eps), order)
-    for degree in config.degrees
-  ]
-  found = [_largest_entry(config, order, degree) for degree in config.degrees]
+  """By degree: largest B of an error, aligned and drawn, and of the law."""
+  radii = [largest_radius(degree, config.eps) for degree in config.degrees]
+  aligned, drawn = (
+    [_largest_entry(config, draw, order, g) for g in config.degrees]
+    for draw in (aligned_inputs, uniform_inputs)
+  )
   # The library's own error there, beside that of all tuples one by one.
   errors = [
-    _order_error(config, order, degree, bound, fast=True)
-    for degree, bound in zip(config.degrees, found, strict=True)
+    _order_error(config, aligned_inputs, order, degree, bound, fast=True)
+    for degree, bound in zip(config.degrees, aligned, strict=True)
   ]
-  return {"law": law, "b": found, "error": errors}
+  return {
+    "law": [_entries(config, radius, order) for radius in radii],
+    "radius": radii,
+    "b": aligned,
+    "uniform": drawn,
+    "error": errors,
+  }
 
 
 def largest_radius(degree: int, eps: float) -> float:
@@ -244,23 +285,57 @@ def _entries(config: Config, radius: float, order: int) -> float:
   return (radius / math.sqrt(config.error_dim)) ** (1 / (order + 1))
 
 
-def _largest_entry(config: Config, order: int, degree: int) -> float:
+def _largest_entry(config: Config, draw: Any, order: int, degree: int) -> float:
   def excess(bound: float) -> float:
-    return math.log(_order_error(config, order, degree, bound) / config.eps)
+    error = _order_error(config, draw, order, degree, bound)
+    return math.log(error / config.eps)
 
   bracket = [_entries(config, radius, order) for radius in _RADII]
   found = optimize.root_scalar(excess, bracket=bracket, xtol=1e-6)
   return float(found.root)
 
 
+def uniform_inputs(
+  config: Config, order: int, degree: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Query (n, H), keys and values (order, n, H), all uniform on [-1, 1]."""
+  del degree
+  shape = (2 * order + 1, config.order_length, config.error_dim)
+  x = np.random.default_rng(config.seed).uniform(-1, 1, shape)
+  return x[0], x[1 : order + 1], x[order + 1 :]
+
+
+def aligned_inputs(
+  config: Config, order: int, degree: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Entries that make the most of an error, and logits as large as they can be.
+
+  The first query is aligned with all keys: its logits are the largest ones
+  possible, or a little less, where the error of a polynomial has its last
+  extremum but one. Values tell these two apart.
+  """
+  query, keys, values = uniform_inputs(config, order, degree)
+  query, keys, values = np.sign(query), np.ones_like(keys), np.ones_like(values)
+  query[0] = 1
+  half = len(query) // 2
+  # Extrema of a Chebyshev polynomial; those of this one are close.
+  keys[0, half:] = math.cos(math.pi / (degree + 1))
+  values[0, half:] = -1
+  return query, keys, values
+
+
 def _order_error(
-  config: Config, order: int, degree: int, bound: float, fast: bool = False
+  config: Config,
+  draw: Any,
+  order: int,
+  degree: int,
+  bound: float,
+  *,
+  fast: bool = False,
 ) -> float:
   """Largest error for entries on [-B, B] and the radius known beforehand."""
-  n, dim = config.order_length, config.error_dim
-  rng = np.random.default_rng(config.seed)
-  x = rng.uniform(-1, 1, (2 * order + 1, n, dim))
-  query, keys, values = bound * x[0], bound * x[1 : order + 1], x[order + 1 :]
+  query, keys, values = draw(config, order, degree)
+  query, keys, (n, dim) = bound * query, bound * keys, query.shape
   radius = math.sqrt(dim) * bound ** (order + 1)
   letters = "jkl"[:order]
   tuples = ",".join(f"{a}c" for a in letters)
@@ -334,9 +409,13 @@ def match3_model(config: Config, kind: str) -> Match3:
   heads = {"num_heads": config.num_heads, "head_dim": config.head_dim}
   if kind == "matrix":
     return Match3(MatrixAttention(**heads), config.mlp)
-  if kind == "polynomial":
-    heads |= {"radius": config.radius, "degree": config.degree}
-  return Match3(TensorAttention(**heads), config.mlp)
+  fields = {
+    "tensor": {},
+    "bounded": {"radius": config.radius},
+    "polynomial": {"radius": config.radius, "degree": config.degree},
+    "no null token": {"null_token": False},
+  }
+  return Match3(TensorAttention(**heads, **fields[kind]), config.mlp)
 
 
 def match3_inputs(config: Config, tokens: jax.Array, modulus: int) -> jax.Array:
@@ -398,15 +477,17 @@ def match3_point(
 
 
 def _name(task: tuple[int, int], kind: str, seed: int) -> str:
-  return f"match3/modulus={task[0]}/{kind}/seed={seed}"
+  return f"match3/modulus={task[0]}/{kind.replace(' ', '_')}/seed={seed}"
 
 
 def _learned(wd: harness.Workdir) -> dict[str, np.ndarray]:
   """By "M=19 kind": (seeds,) accuracies; and of guessing, as kind "base"."""
   config: Config = wd.config
   found: dict[str, np.ndarray] = {}
-  for task, num_seeds in zip(config.tasks, config.num_seeds, strict=True):
-    for kind in config.kinds:
+  for task, seeds in zip(config.tasks, config.num_seeds, strict=True):
+    for kind, num_seeds in zip(config.kinds, seeds, strict=True):
+      if not num_seeds:
+        continue
       points = [
         wd.point(
           _name(task, kind, seed),
@@ -415,7 +496,9 @@ def _learned(wd: harness.Workdir) -> dict[str, np.ndarray]:
         for seed in range(num_seeds)
       ]
       found[f"M={task[0]} {kind}"] = np.array([p["accuracy"] for p in points])
-      found[f"M={task[0]} base"] = np.array([p["base"] for p in points])
+      found.setdefault(
+        f"M={task[0]} base", np.array([p["base"] for p in points])
+      )
   return found
 
 
@@ -423,45 +506,89 @@ def _learned(wd: harness.Workdir) -> dict[str, np.ndarray]:
 
 
 def _slopes(
-  lengths: tuple[int, ...], seconds: np.ndarray, least: int
+  lengths: tuple[int, ...], seconds: np.ndarray, least: float, most: float
 ) -> list[float]:
-  used = np.array(lengths) >= least
-  return [fit_slope(np.array(lengths)[used], s[used]).slope for s in seconds]
+  """Exponents of n, of lengths from ``least`` to ``most``, by row."""
+  n = np.array(lengths)
+  used = (n >= least) & (n <= most)
+  return [fit_slope(n[used], s[used]).slope for s in seconds]
 
 
-def _time_checks(
-  config: Config, times: dict[str, np.ndarray]
+def _slope_checks(
+  config: Config, times: dict[str, np.ndarray], losses: dict[str, np.ndarray]
 ) -> list[harness.Check]:
-  exact = _slopes(config.exact_lengths, times["exact"], config.exact_from)
-  linear, gradient = (
-    _slopes(config.lengths, times[name], config.slope_from)
-    for name in ("polynomial", "gradient")
+  exact = _slopes(
+    config.exact_lengths, times["exact"], config.exact_from, math.inf
   )
-  low, high = config.accepted.linear_slope
-  shown = config.sizes.index(config.shown)
-  factor = times["exact"][shown] / times["short"][shown]
   checks = [
     harness.Check(
       "least slope of time, exact", min(exact), config.accepted.exact_slope
-    ),
-    harness.Check("least slope of time, polynomial", min(linear), low, high),
-    harness.Check("greatest slope of time, polynomial", max(linear), low, high),
-    harness.Check("greatest slope of time, with gradient", max(gradient)),
+    )
+  ]
+  least, most = config.slope_lengths
+  accepted = config.accepted.linear_slope
+  for label, name in (("polynomial", "polynomial"), ("with gradient",) * 2):
+    seconds = times[name.removeprefix("with ")]
+    slopes = _slopes(config.lengths, seconds, least, most)
+    label = f"slope of time, {label}"
+    checks += [
+      harness.Check(f"least {label}", min(slopes), *accepted),
+      harness.Check(f"greatest {label}", max(slopes), *accepted),
+    ]
+    if config.lengths[-1] > most:
+      longer = _slopes(config.lengths, seconds, least, math.inf)
+      n = config.lengths[-1]
+      checks.append(harness.Check(f"greatest {label}, to n={n}", max(longer)))
+  seconds = losses["seconds"][None]
+  (slope,) = _slopes(config.loss_lengths, seconds, 0, math.inf)
+  label = "slope of time, gradient of the training loss"
+  return [*checks, harness.Check(label, slope, *accepted)]
+
+
+def _factor_checks(
+  config: Config, times: dict[str, np.ndarray]
+) -> list[harness.Check]:
+  shown = config.sizes.index(config.shown)
+  factors = times["exact"] / times["short"]
+  shortest = config.exact_lengths[0]
+  checks = [
+    harness.Check(
+      f"exact / polynomial, n={shortest}, least of all sizes",
+      float(factors[:, 0].min()),
+      config.accepted.shortest_factor,
+    )
   ]
   for n, least in zip(
     config.factor_lengths, config.accepted.factors, strict=True
   ):
-    value = float(factor[config.exact_lengths.index(n)])
+    value = float(factors[shown, config.exact_lengths.index(n)])
     checks.append(harness.Check(f"exact / polynomial, n={n}", value, least))
-  ratio = (times["gradient"] / times["polynomial"])[shown, -1]
-  checks.append(harness.Check("with gradient / forward", float(ratio)))
-  return checks
+  most = config.slope_lengths[1]
+  at = config.lengths.index(most)
+  ratios = times["gradient"] / times["polynomial"]
+  dim, degree = config.shown
+  return [
+    *checks,
+    harness.Check(
+      f"with gradient / forward, H={dim}, degree {degree}, n={most}",
+      float(ratios[shown, at]),
+      -math.inf,
+      config.accepted.gradient_ratio,
+    ),
+    harness.Check(
+      "with gradient / forward, greatest of all sizes and lengths",
+      float(ratios.max()),
+    ),
+    harness.Check(
+      f"milliseconds, polynomial, H={dim}, degree {degree}, n={most}",
+      1000 * float(times["polynomial"][shown, at]),
+    ),
+  ]
 
 
 def _error_checks(
   config: Config, times: dict[str, np.ndarray], errors: dict[str, np.ndarray]
 ) -> list[harness.Check]:
-  shown = config.sizes.index(config.shown)
   n = config.exact_lengths[-1]
   return [
     harness.Check(
@@ -475,8 +602,15 @@ def _error_checks(
       *config.accepted.gradient_over_eps,
     ),
     harness.Check(
-      f"largest error, H={config.shown[0]}, degree {config.shown[1]}, n={n}",
-      float(times["error"][shown, -1]),
+      f"largest error of what is timed, n={n}",
+      float(times["error"][:, -1].max()),
+      *config.accepted.timed_error,
+    ),
+    harness.Check(
+      f"largest logit of what is timed, n={n}",
+      float(times["radius"].max()),
+      0.0,
+      _TIMED_RADIUS,
     ),
   ]
 
@@ -485,23 +619,61 @@ def _limit_checks(
   config: Config, limits: dict[str, np.ndarray]
 ) -> list[harness.Check]:
   ratio = limits["b"] / limits["law"]
-  return [
+  accepted = config.accepted
+  # Of B as a power of R, by number of key sequences, over 1 / (k + 1).
+  exponents = [
+    (k + 1) * float(np.polyfit(np.log(radius), np.log(b), 1)[0])
+    for k, radius, b in zip(
+      config.orders, limits["radius"], limits["b"], strict=True
+    )
+  ]
+  first, last = config.orders[0], config.orders[-1]
+  checks = [
     harness.Check(
       "least of largest entries over their law",
       float(ratio.min()),
-      config.accepted.entries_over_law,
+      *accepted.entries_over_law,
     ),
     harness.Check(
-      "greatest of largest entries over their law", float(ratio.max())
+      "greatest of largest entries over their law",
+      float(ratio.max()),
+      *accepted.entries_over_law,
     ),
-    *(
+    harness.Check(
+      f"error of the library at these entries over {config.eps:g}, off 1 by",
+      float(np.abs(limits["error"] / config.eps - 1).max()),
+      0.0,
+      accepted.error_at_limit,
+    ),
+    harness.Check(
+      "least exponent of largest entries over its law",
+      min(exponents),
+      *accepted.exponent_over_law,
+    ),
+    harness.Check(
+      "greatest exponent of largest entries over its law",
+      max(exponents),
+      *accepted.exponent_over_law,
+    ),
+  ]
+  for i, degree in enumerate(config.degrees):
+    # Smaller entries for a higher order only where R > sqrt(H).
+    is_last = i == len(config.degrees) - 1
+    checks.append(
       harness.Check(
-        f"largest entry, {k} key sequences, degree {degree}",
-        float(limits["b"][i, -1]),
+        f"largest entry, {last} key sequences over {first}, degree {degree}",
+        float(limits["b"][-1, i] / limits["b"][0, i]),
+        -math.inf,
+        accepted.higher_order if is_last else math.inf,
       )
-      for i, k in enumerate(config.orders)
-      for degree in config.degrees[-1:]
-    ),
+    )
+  return checks + [
+    harness.Check(
+      f"largest entry, {k} key sequences, degree {config.degrees[-1]}, {name}",
+      float(limits[key][i, -1]),
+    )
+    for name, key in (("aligned", "b"), ("uniform", "uniform"))
+    for i, k in enumerate(config.orders)
   ]
 
 
@@ -534,37 +706,46 @@ def _learning_checks(
 def _draw(
   config: Config,
   times: dict[str, np.ndarray],
+  losses: dict[str, np.ndarray],
   errors: dict[str, np.ndarray],
   limits: dict[str, np.ndarray],
   learned: dict[str, np.ndarray],
 ) -> Figure:
   harness.use_style()
   figure, axes = plt.subplots(2, 2, figsize=(12.5, 9.5))
-  _draw_times(axes[0, 0], config, times)
+  _draw_times(axes[0, 0], config, times, losses)
   _draw_errors(axes[0, 1], config, errors)
   _draw_limits(axes[1, 0], config, limits)
   _draw_learned(axes[1, 1], config, learned)
   return figure
 
 
-def _draw_times(ax: Axes, config: Config, times: dict[str, np.ndarray]) -> None:
+def _draw_times(
+  ax: Axes,
+  config: Config,
+  times: dict[str, np.ndarray],
+  losses: dict[str, np.ndarray],
+) -> None:
   i = config.sizes.index(config.shown)
+  exact = (config.exact_from, math.inf)
+  seconds = {name: times[name][i] for name in ("exact", "polynomial")}
+  seconds |= {"with gradient": times["gradient"][i], "loss": losses["seconds"]}
   parts = (
-    ("exact", "exact", config.exact_lengths, config.exact_from),
-    ("polynomial", "polynomial", config.lengths, config.slope_from),
-    ("with gradient", "gradient", config.lengths, config.slope_from),
+    ("exact", "exact", config.exact_lengths, exact),
+    ("polynomial", "polynomial", config.lengths, config.slope_lengths),
+    ("with gradient", "with gradient", config.lengths, config.slope_lengths),
+    ("gradient of the loss", "loss", config.loss_lengths, (0, math.inf)),
   )
-  for (label, name, lengths, least), color in zip(
+  for (label, name, lengths, ends), color in zip(
     parts, harness.PALETTE, strict=False
   ):
-    (slope,) = _slopes(lengths, times[name][i : i + 1], least)
-    x, seconds = list(lengths), list(times[name][i])
+    (slope,) = _slopes(lengths, seconds[name][None], *ends)
+    x, y = list(lengths), list(seconds[name])
     if name == "polynomial":
-      x = [*config.exact_lengths, *x]
-      seconds = [*times["short"][i], *seconds]
+      x, y = [*config.exact_lengths, *x], [*times["short"][i], *y]
     ax.loglog(
       x,
-      1000 * np.array(seconds),
+      1000 * np.array(y),
       "o-",
       color=color,
       label=f"{label}: $n^{{{slope:.2f}}}$",
@@ -581,22 +762,15 @@ def _draw_times(ax: Axes, config: Config, times: dict[str, np.ndarray]) -> None:
 def _draw_errors(
   ax: Axes, config: Config, errors: dict[str, np.ndarray]
 ) -> None:
-  for i, (degree, color) in enumerate(
-    zip(config.degrees, harness.PALETTE, strict=False)
-  ):
-    ax.semilogy(config.bounds, errors["bound"][:, i], "--", color=color)
-    ax.semilogy(
-      config.bounds,
-      errors["error"][:, i],
-      "o",
-      color=color,
-      label=f"degree {degree}",
-    )
+  labels = [f"degree {degree}" for degree in config.degrees]
+  harness.plot_bounded_errors(
+    ax, config.bounds, errors["error"], errors["bound"], labels
+  )
+  for i, color in zip(range(len(labels)), harness.PALETTE, strict=False):
+    ax.semilogy(config.bounds, errors["gradient"][:, i], "x", color=color)
+  ax.plot([], [], "x", color="#6b7480", label="gradient, relative")
   ax.set(
-    title="Error stays below its bound (dashed)",
-    xlabel="B, bound on the entries of query and keys",
-    ylabel="largest error of the output",
-    xticks=config.bounds,
+    xlabel="B, bound on the entries of query and keys", xticks=config.bounds
   )
   ax.legend(loc="lower right")
 
@@ -609,7 +783,9 @@ def _draw_limits(
   ):
     ax.plot(config.orders, limits["law"][:, i], "--", color=color)
     label = f"degree {degree}"
-    ax.plot(config.orders, limits["b"][:, i], "o-", color=color, label=label)
+    ax.plot(config.orders, limits["b"][:, i], "o", color=color, label=label)
+    ax.plot(config.orders, limits["uniform"][:, i], "x", color=color)
+  ax.plot([], [], "x", color="#6b7480", label="uniform entries")
   ax.axhline(1, color="#6b7480", linewidth=1, linestyle=":")
   ax.set(
     title=f"Largest B for an error of {config.eps:g}, and its law (dashed)",
@@ -624,28 +800,31 @@ def _draw_limits(
 def _draw_learned(
   ax: Axes, config: Config, learned: dict[str, np.ndarray]
 ) -> None:
-  kinds = ("base", *config.kinds)
-  for j, task in enumerate(config.tasks):
+  colors = {"base": "#6b7480"}
+  colors |= dict(zip(config.kinds, harness.PALETTE, strict=False))
+  unnamed = set(colors)
+  for j, (modulus, _) in enumerate(config.tasks):
+    kinds = [kind for kind in colors if f"M={modulus} {kind}" in learned]
     for i, kind in enumerate(kinds):
-      values = learned[f"M={task[0]} {kind}"]
-      x = j + (i - (len(kinds) - 1) / 2) * 0.2
-      color = "#6b7480" if kind == "base" else harness.PALETTE[i - 1]
+      values = learned[f"M={modulus} {kind}"]
+      x = j + (i - (len(kinds) - 1) / 2) * 0.14
       label = {"base": "always the same answer"}.get(kind, kind)
       ax.bar(
         x,
         values.mean(),
-        0.18,
-        color=color,
+        0.12,
+        color=colors[kind],
         alpha=0.75,
-        label=label if j == 0 else None,
+        label=label if kind in unnamed else None,
       )
-      ax.plot([x] * len(values), values, "o", color=color, markersize=4)
+      unnamed.discard(kind)
+      ax.plot([x] * len(values), values, "o", color=colors[kind], markersize=4)
   names = [f"M = {m}, {n} tokens" for m, n in config.tasks]
   ax.set_xticks(range(len(names)), names)
   ax.set(
     title="Match3: one layer, share of tokens told right",
     ylabel="accuracy",
-    ylim=(0.5, 1.15),
+    ylim=(0.5, 1.2),
   )
   ax.legend(loc="upper center", ncols=2)
 
