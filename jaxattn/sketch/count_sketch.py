@@ -112,10 +112,12 @@ def count_sketch_recover(
     values, of the dtype of ``table``.
 
   Raises:
-    ValueError: if shapes, dtypes or sizes do not fit.
+    ValueError: if shapes, dtypes or sizes do not fit; or if, with ``refine``,
+      there are more entries to fit, 2 k or ``size``, than numbers in a table.
 
   Cost:
-    O(n depth) for each vector, and O(k^3) for the fit; memory of one chunk.
+    O(n depth) for each vector, and O(k^3) for the fit; memory of one chunk, and
+    of a few times (2 k)^2 numbers, one vector at a time.
 
   Source:
     Charikar, Chen and Farach-Colton, ICALP 2002; the fit is this project's.
@@ -142,6 +144,12 @@ def count_sketch_recover(
   _checks.check_integer("k", k, 1, None)
   _checks.check_choice("refine", refine, (False, True))
   _checks.check_integer("chunk_size", chunk_size, 1, None)
+  depth, width = table.shape[:2]
+  if refine and min(2 * k, size) > depth * width:
+    raise ValueError(
+      f"k must be at most depth * w / 2 = {depth * width // 2} with "
+      f"refine=True, got {k}"
+    )
   columns = table if table.ndim == 3 else table[..., None]
   found = _recover(
     seeds, columns, size, min(k, size), refine, min(chunk_size, size)
@@ -162,8 +170,10 @@ def check_start(start: Any) -> None:
     dtype = jnp.result_type(start)
     if jnp.ndim(start) or not jnp.issubdtype(dtype, jnp.integer):
       raise ValueError(f"start must be an integer scalar, got {start!r}")
-  else:
-    _checks.check_integer("start", start, 0, (1 << 32) - 1)
+    if not _checks.is_concrete(start):
+      return
+    start = int(start)
+  _checks.check_integer("start", start, 0, (1 << 32) - 1)
 
 
 def _hashes(
@@ -214,7 +224,9 @@ def _recover(
     bucket, sign = _hashes(seeds, indices, width)
     signed = jax.vmap(lambda row, b: row[b])(table, bucket)
     estimates = jnp.median(signed * sign[..., None].astype(table.dtype), 0)
-    sizes = jnp.where((indices < size)[:, None], abs(estimates), -1)
+    # Behind the last one int32 may wrap.
+    inside = (indices >= 0) & (indices < size)
+    sizes = jnp.where(inside[:, None], abs(estimates), -1)
     values, places = kept
     return topk_merge(values, places, sizes.T, indices), None
 
@@ -224,9 +236,9 @@ def _recover(
   )
   steps = jnp.arange(-(-size // chunk_size), dtype=jnp.int32)
   (_, indices), _ = lax.scan(step, kept, steps)
-  values = jax.vmap(functools.partial(_values, seeds, refine=refine))(
-    indices, jnp.moveaxis(table, -1, 0)
-  )
+  fit = functools.partial(_values, seeds, refine=refine)
+  columns = indices, jnp.moveaxis(table, -1, 0)
+  values = lax.map(lambda column: fit(*column), columns)
   order = lax.top_k(abs(values), k)[1]
   indices, values = (
     jnp.take_along_axis(x, order, -1) for x in (indices, values)
@@ -244,6 +256,15 @@ def _values(
   if not refine:
     return jnp.median(signed, 0)
   # Normal equations: the design has one sign a row of the table and entry.
-  together = bucket[:, :, None] == bucket[:, None]
-  gram = jnp.where(together, sign[:, :, None] * sign[:, None], 0).sum(0)
-  return jnp.linalg.pinv(gram, hermitian=True) @ signed.sum(0)
+  # One row after the other: all pairs of entries in each would be too many.
+
+  def add(gram: jax.Array, row: Any) -> tuple[jax.Array, None]:
+    b, s = row
+    return gram + jnp.where(
+      b[:, None] == b[None], s[:, None] * s[None], 0
+    ), None
+
+  j = len(indices)
+  gram, _ = lax.scan(add, jnp.zeros((j, j), table.dtype), (bucket, sign))
+  inverse = jnp.linalg.pinv(gram, hermitian=True)
+  return jnp.matmul(inverse, signed.sum(0), precision=lax.Precision.HIGHEST)

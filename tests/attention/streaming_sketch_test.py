@@ -97,7 +97,7 @@ def decoded(kind):
 def test_finds_the_queries_that_are_unlike_the_rest():
   query, key, value, special = instance()
   indices, values, baseline = decoded("output")
-  np.testing.assert_allclose(baseline, value.mean(0), atol=1e-12)
+  np.testing.assert_allclose(baseline, value.mean(0), rtol=0, atol=1e-12)
   weights, want = softmax_rows(query[special], key, value)
   eps = polynomial_error(polynomial_coefficients(4, RADIUS), RADIUS)
   of_polynomial = error_bound(eps, value[:, None])[0]
@@ -116,7 +116,7 @@ def test_finds_the_queries_that_are_unlike_the_rest():
 
 def test_features_and_outputs_decode_to_the_same():
   for got, want in zip(decoded("features"), decoded("output"), strict=True):
-    np.testing.assert_allclose(got, want, atol=1e-12)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
 
 
 def test_error_does_not_fall_with_the_stream_but_with_the_sketch():
@@ -179,7 +179,7 @@ def test_with_a_bucket_for_each_token_nothing_is_lost(monkeypatch):
     got = np.zeros(34)
     got[indices[column]] = values[column]
     np.testing.assert_allclose(
-      got + baseline[column], want[:, column], atol=1e-12
+      got + baseline[column], want[:, column], rtol=0, atol=1e-12
     )
 
 
@@ -202,7 +202,7 @@ def test_merged_parts_are_the_streams():
   state = three_sketch_merge(answers(state, 0), answers(state, 100))
   whole = three_sketch_update_query(whole, 0, query, radius=RADIUS)
   for x, y in zip(jax.tree.leaves(state), jax.tree.leaves(whole), strict=True):
-    np.testing.assert_allclose(x, y, atol=1e-12)
+    np.testing.assert_allclose(x, y, rtol=0, atol=1e-12)
 
 
 def test_states_have_one_size_and_nothing_is_as_long_as_the_stream():

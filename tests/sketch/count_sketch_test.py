@@ -31,14 +31,14 @@ def test_table_is_its_definition_and_parts_add_up():
     for i in range(50):
       want[r, bucket[r, i]] += sign[r, i] * x[i]
   whole = count_sketch_table(seeds, x, 8, start=7)
-  np.testing.assert_allclose(whole, want, atol=1e-12)
+  np.testing.assert_allclose(whole, want, rtol=0, atol=1e-12)
   parts = [
     count_sketch_table(seeds, x[i : i + 25], 8, start=jnp.array(7 + i))
     for i in (0, 25)
   ]
-  np.testing.assert_allclose(sum(parts), want, atol=1e-12)
+  np.testing.assert_allclose(sum(parts), want, rtol=0, atol=1e-12)
   one = count_sketch_table(seeds, x[:, 1], 8, start=7)
-  np.testing.assert_allclose(one, want[..., 1], atol=1e-12)
+  np.testing.assert_allclose(one, want[..., 1], rtol=0, atol=1e-12)
 
 
 def test_hashes_are_uniform_and_their_pairs_independent():
@@ -124,14 +124,14 @@ def test_columns_chunks_and_short_vectors():
       seeds, table, 100, 2, chunk_size=chunk_size
     )
     assert indices.tolist() == [[99, 3], [50, 0]]
-    np.testing.assert_allclose(values, [[-3, 2], [4, 1]], atol=1e-12)
+    np.testing.assert_allclose(values, [[-3, 2], [4, 1]], rtol=0, atol=1e-12)
   one = count_sketch_recover(seeds, table[..., 1], 100, 2)
   assert one[0].tolist() == [50, 0]
   # No more are returned than there are, and those are all.
   short = count_sketch_table(seeds, x[:4], 32)
   indices, values = count_sketch_recover(seeds, short, 4, 10)
   assert sorted(indices[0].tolist()) == [0, 1, 2, 3]
-  np.testing.assert_allclose(values[0], x[indices[0], 0], atol=1e-12)
+  np.testing.assert_allclose(values[0], x[indices[0], 0], rtol=0, atol=1e-12)
 
 
 def test_recovery_holds_one_chunk():

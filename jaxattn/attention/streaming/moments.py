@@ -24,12 +24,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxattn import _checks, _compat
 from jaxattn.features import _chunks
 from jaxattn.features.coefficients import polynomial_coefficients
 from jaxattn.features.monomials import check_feature_count, feature_count
 from jaxattn.numerics.summation import compensated_add
+
+# Some accelerators round the factors of a float32 product otherwise.
+PRECISION = lax.Precision.HIGHEST
 
 
 @functools.partial(
@@ -49,7 +53,8 @@ class MomentState:
     compensation: of the same shape: what rounding added to ``moments``.
     max_norm: (B, K) largest Euclidean norm of any key so far, of those taken
       away too.
-    count: (B,) int32, tokens added less tokens taken away.
+    count: (B,) int32, tokens added less tokens taken away; from 2^31 - 1 on it
+      stays there.
     degree: g, static.
   """
 
@@ -67,8 +72,8 @@ class MomentInfo(NamedTuple):
 
   Attributes:
     radius_used: (B, T, N) bound on the logits of a query, its norm times the
-      largest norm of a key. Where it is within ``radius`` the promise about the
-      error holds; where it is not, it may.
+      largest norm of a key; without a gradient. Where it is within ``radius``
+      the promise about the error holds; where it is not, it may.
   """
 
   radius_used: jax.Array
@@ -94,7 +99,7 @@ def moment_init(
     dim: H, size of a key.
     value_dim: Hv.
     degree: g of the polynomial, even: weights of odd degrees change sign.
-    dtype: of the sums: float32 or float64.
+    dtype: of the sums: float32, or float64 where JAX has it enabled.
 
   Returns:
     A state of zeros.
@@ -124,9 +129,7 @@ def moment_init(
     _checks.check_integer(name, size, 1, None)
   check_even(degree)
   check_feature_count(dim, degree)
-  dtype = jnp.dtype(dtype)
-  if dtype not in (jnp.float32, jnp.float64):
-    raise ValueError(f"dtype must be float32 or float64, got {dtype}")
+  dtype = check_sum_dtype(dtype)
   shape = batch_size, num_kv_heads, feature_count(dim, degree), value_dim + 1
   # Two arrays: a caller may donate the state.
   moments, compensation = jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
@@ -144,8 +147,9 @@ def moment_update(
 ) -> MomentState:
   """State of the stream with more tokens, one or many.
 
-  Sums are compensated: a float32 state forgets no digits, however many calls
-  there are. Calls of 256 tokens and more are much cheaper a token. A common
+  Sums are compensated from call to call: a float32 state forgets no digits,
+  however many there are. Within a call chunks of at most 2048 tokens are added
+  up plainly. Calls of 256 tokens and more are much cheaper a token. A common
   shift of all keys changes no softmax: keys with a known mean are better
   without it, as in ``polynomial_attention(key_shift=...)``.
 
@@ -262,7 +266,7 @@ def moment_merge(a: MomentState, b: MomentState) -> MomentState:
     moments,
     compensation,
     jnp.maximum(a.max_norm, b.max_norm),
-    a.count + b.count,
+    add_counts(a.count, b.count),
     a.degree,
   )
 
@@ -272,9 +276,10 @@ def moment_decay(state: MomentState, decay: float | jax.Array) -> MomentState:
 
   .. math:: M \leftarrow \gamma M
 
-  Before each token, an exponential forgetting: weights of attention are
+  Called before each token, an exponential forgetting: weights of attention are
   multiplied by :math:`\gamma` to the power of their age. A sum of weights stays
-  the divisor.
+  the divisor. All tokens of one :func:`moment_update` are of one age: where
+  each is to be older than the next, update by one at a time.
 
   Args:
     state: the state.
@@ -300,8 +305,8 @@ def moment_decay(state: MomentState, decay: float | jax.Array) -> MomentState:
     50.0
   """
   _checks.check_scalar("decay", decay)
-  _checks.check_positive("decay", decay)
-  _checks.check_range("decay", decay, 0.0, 1.0)
+  if _checks.is_concrete(decay) and not 0 < float(decay) <= 1:
+    raise ValueError(f"decay must be in (0, 1], got {decay}")
   decay = jnp.asarray(decay, state.moments.dtype)
   return dataclasses.replace(
     state,
@@ -338,14 +343,16 @@ def moment_query(
 
   Returns:
     (B, T, N, Hv) of the dtype of ``query``; 0 where a batch element has no
-    tokens. With ``return_info`` a pair of it and the info.
+    tokens, or decay has left nothing of them. With ``return_info`` a pair of it
+    and the info.
 
   Raises:
     ValueError: if shapes, dtypes or options do not fit, or if, outside of
       ``jit``, there are no tokens in any batch element.
 
   Cost:
-    m (Hv + 1) multiply-adds a query, whatever the length of the stream.
+    m (Hv + 1) multiply-adds a query, whatever the length of the stream. Outside
+    of ``jit`` a call waits for ``state.count``: decode in a loop under ``jit``.
 
   Source:
     arXiv 2311.14652.
@@ -382,6 +389,31 @@ def check_even(degree: Any) -> None:
     raise ValueError(
       f"degree must be even, got {degree}: weights of an odd degree change sign"
     )
+
+
+def check_sum_dtype(dtype: Any) -> Any:
+  """Refuses dtypes of sums that are none, or that JAX would narrow."""
+  dtype = jnp.dtype(dtype)
+  if dtype not in (jnp.float32, jnp.float64):
+    raise ValueError(f"dtype must be float32 or float64, got {dtype}")
+  if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+    raise ValueError(
+      f"dtype must be float32 unless jax_enable_x64 is set, got {dtype}"
+    )
+  return dtype
+
+
+def add_counts(a: jax.Array, b: jax.Array) -> jax.Array:
+  """Sum of int32 counts, of which the largest stands for all larger ones."""
+  most, total = jnp.iinfo(jnp.int32).max, a + b
+  full = (a == most) | (b == most) | ((a > 0) & (b > 0) & (total < 0))
+  return jnp.where(full, most, total)
+
+
+def norms(x: jax.Array) -> jax.Array:
+  """Norms over the last axis, without a gradient: at 0 they have none."""
+  x = lax.stop_gradient(x)
+  return jnp.sqrt((x * x).sum(-1))
 
 
 def _changed(
@@ -441,9 +473,9 @@ def _check_query(state: MomentState, query: jax.Array) -> None:
   _check_dim("query", query, state)
 
 
-def _features(degree: int) -> _chunks.Spec:
-  """Unweighted monomials: any coefficients will do."""
-  return _chunks.Spec(coefficients=(1.0,) * (degree + 1))
+def exact_spec(coefficients: tuple[float, ...]) -> _chunks.Spec:
+  """Products of all digits: what is lost here no compensation brings back."""
+  return _chunks.Spec(coefficients=coefficients, precision=PRECISION)
 
 
 @functools.partial(jax.jit, static_argnames="sign")
@@ -462,11 +494,12 @@ def _add(
     x.transpose(0, 2, 3, 1).reshape(b * kv, x.shape[-1], s)
     for x in (key, value)
   )
-  new = _chunks.moments(k, v, _features(state.degree))
+  # Unweighted monomials: any coefficients will do.
+  spec = exact_spec((1.0,) * (state.degree + 1))
+  new = _chunks.moments(k, v, spec)
   moments, compensation = compensated_add(
     state.moments, state.compensation, sign * new.reshape(state.moments.shape)
   )
-  norms = jnp.sqrt((key * key).sum(-1)).max(1)
   if key_mask is None:
     tokens = jnp.full(b, s, jnp.int32)
   else:
@@ -474,8 +507,8 @@ def _add(
   return MomentState(
     moments,
     compensation,
-    jnp.maximum(state.max_norm, norms),
-    state.count + sign * tokens,
+    jnp.maximum(state.max_norm, norms(key).max(1)),
+    add_counts(state.count, sign * tokens),
     state.degree,
   )
 
@@ -493,14 +526,13 @@ def _query(
   scaled = query.astype(dtype) * jnp.asarray(scale, dtype)
   grouped = scaled.reshape(b, t, kv, n // kv, d)
   q = grouped.transpose(0, 2, 4, 3, 1).reshape(b * kv, d, n // kv, t)
-  spec = _chunks.Spec(coefficients=coefficients)
+  spec = exact_spec(coefficients)
   moments = state.moments.reshape(b * kv, m, width)
   sums = _chunks.sums(q, spec.weigh(moments, d), spec)
   sums = sums.reshape(b, kv, width, n // kv, t).transpose(0, 4, 1, 3, 2)
   sums = sums.reshape(b, t, n, width)
-  seen = (state.count > 0)[:, None, None, None]
+  seen = (state.count > 0)[:, None, None, None] & (sums[..., -1:] != 0)
   denominator = jnp.where(seen, sums[..., -1:], 1)
   out = jnp.where(seen, sums[..., :-1] / denominator, 0).astype(query.dtype)
-  norms = jnp.sqrt((grouped * grouped).sum(-1))
-  used = (norms * state.max_norm[:, None, :, None]).reshape(b, t, n)
-  return out, MomentInfo(used)
+  used = norms(grouped) * state.max_norm[:, None, :, None]
+  return out, MomentInfo(used.reshape(b, t, n))

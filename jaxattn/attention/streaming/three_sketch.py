@@ -16,8 +16,8 @@ Both sketches are centered first: rows of attention sum to one, so that
 
 where D is known exactly. What is left does not fall with the length of the
 stream, but like :math:`1 / \sqrt s`: where keys and values do arrive together,
-take :func:`~jaxattn.attention.moment_update`, which has no such error in about
-as much memory. Source: arXiv 2311.14652; the centering is this project's.
+take :func:`~jaxattn.attention.moment_update`, which has no such error in less
+memory. Source: arXiv 2311.14652; the centering is this project's.
 """
 
 import dataclasses
@@ -30,7 +30,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxattn import _checks
-from jaxattn.attention.streaming.moments import check_even
+from jaxattn.attention.streaming.moments import (
+  PRECISION,
+  add_counts,
+  check_even,
+  check_sum_dtype,
+  exact_spec,
+  norms,
+)
 from jaxattn.features import _chunks
 from jaxattn.features.coefficients import polynomial_coefficients
 from jaxattn.features.monomials import (
@@ -38,6 +45,7 @@ from jaxattn.features.monomials import (
   feature_count,
   monomial_features,
 )
+from jaxattn.numerics.summation import compensated_add
 from jaxattn.sketch.count_sketch import (
   check_start,
   count_sketch_recover,
@@ -51,11 +59,15 @@ from jaxattn.sketch.count_sketch import (
     "value_sketch",
     "key_sketch",
     "feature_sum",
+    "feature_compensation",
     "value_sum",
+    "value_compensation",
     "num_keys",
     "num_values",
+    "max_norm",
     "product",
     "query_table",
+    "radius_used",
     "seeds",
   ],
   meta_fields=["degree", "query_sketch", "finalized"],
@@ -70,13 +82,19 @@ class ThreeSketchState:
     value_sketch: (s, Hv) of the values; no rows once finalized.
     key_sketch: (s, m + 1) of the features of the keys, and of ones in the last
       column; no rows once finalized.
-    feature_sum: (m,) sum of the features, exact.
-    value_sum: (Hv,) sum of the values, exact.
-    num_keys: () int32.
-    num_values: () int32.
+    feature_sum: (m,) sum of the features, not sketched.
+    feature_compensation: (m,) what rounding added to ``feature_sum``.
+    value_sum: (Hv,) sum of the values, not sketched.
+    value_compensation: (Hv,) what rounding added to ``value_sum``.
+    num_keys: () int32; from 2^31 - 1 on it stays there.
+    num_values: () int32, likewise.
+    max_norm: () largest Euclidean norm of any key so far.
     product: (m, Hv), product of the two sketches once finalized.
     query_table: (depth, w, Hv) of the outputs less the mean of the values, or
       (depth, w, m) of the features of the queries.
+    radius_used: () bound on the logits of all queries so far: the largest of
+      their norms, scaled, times ``max_norm``. Where it is beyond the radius
+      that they came with, the bound on the error is not promised.
     seeds: (1 + depth, 2) uint32 of all hashes.
     degree: g, static.
     query_sketch: what ``query_table`` is of: ``"output"`` or ``"features"``.
@@ -86,11 +104,15 @@ class ThreeSketchState:
   value_sketch: jax.Array
   key_sketch: jax.Array
   feature_sum: jax.Array
+  feature_compensation: jax.Array
   value_sum: jax.Array
+  value_compensation: jax.Array
   num_keys: jax.Array
   num_values: jax.Array
+  max_norm: jax.Array
   product: jax.Array
   query_table: jax.Array
+  radius_used: jax.Array
   seeds: jax.Array
   degree: int
   query_sketch: str
@@ -130,8 +152,9 @@ def three_sketch_init(
     depth: rows of the second sketch, whose median counts.
     query_sketch: ``"output"`` sketches the outputs; ``"features"`` the features
       of the queries, m / Hv times as large, as the paper has it. Both decode to
-      the same.
-    dtype: of the sums: float32 or float64.
+      the same, and take queries only behind :func:`three_sketch_finalize`: the
+      second is there to be compared with.
+    dtype: of the sums: float32, or float64 where JAX has it enabled.
 
   Returns:
     A state of zeros.
@@ -140,7 +163,8 @@ def three_sketch_init(
     ValueError: if a size or option is out of its range, or the degree odd.
 
   Cost:
-    s (m + Hv) + depth w Hv numbers, m = C(H + g, g).
+    s (m + 1 + Hv) + depth w Hv numbers, m = C(H + g, g), and some m Hv; with
+    ``"features"`` depth w m in place of depth w Hv.
 
   Source:
     arXiv 2311.14652, theorem 1.2.
@@ -167,9 +191,7 @@ def three_sketch_init(
   check_even(degree)
   check_feature_count(dim, degree)
   _checks.check_choice("query_sketch", query_sketch, ("output", "features"))
-  dtype = jnp.dtype(dtype)
-  if dtype not in (jnp.float32, jnp.float64):
-    raise ValueError(f"dtype must be float32 or float64, got {dtype}")
+  dtype = check_sum_dtype(dtype)
   m, s = feature_count(dim, degree), math.ceil(2 / eps2**2)
   table = depth, math.ceil(4 * k / eps1), value_dim
   if query_sketch == "features":
@@ -178,11 +200,15 @@ def three_sketch_init(
     value_sketch=jnp.zeros((s, value_dim), dtype),
     key_sketch=jnp.zeros((s, m + 1), dtype),
     feature_sum=jnp.zeros(m, dtype),
+    feature_compensation=jnp.zeros(m, dtype),
     value_sum=jnp.zeros(value_dim, dtype),
+    value_compensation=jnp.zeros(value_dim, dtype),
     num_keys=jnp.zeros((), jnp.int32),
     num_values=jnp.zeros((), jnp.int32),
+    max_norm=jnp.zeros((), dtype),
     product=jnp.zeros((m, value_dim), dtype),
     query_table=jnp.zeros(table, dtype),
+    radius_used=jnp.zeros((), dtype),
     seeds=jax.random.bits(rng, (1 + depth, 2), jnp.uint32),
     degree=degree,
     query_sketch=query_sketch,
@@ -197,7 +223,8 @@ def three_sketch_update_value(
 
   Args:
     state: not finalized yet.
-    start: index of the first of these tokens in the stream; may be traced.
+    start: index of the first of these tokens in the stream, with start + S <=
+      2^32; may be traced.
     value: (S, Hv), floating.
 
   Returns:
@@ -239,7 +266,7 @@ def three_sketch_update_key(
   Args:
     state: not finalized yet.
     start: index of the first of these tokens in the stream, as it is for their
-      values; may be traced.
+      values, with start + S <= 2^32; may be traced.
     key: (S, H), floating.
 
   Returns:
@@ -274,6 +301,9 @@ def three_sketch_update_key(
 
 def three_sketch_finalize(state: ThreeSketchState) -> ThreeSketchState:
   """Closes the streams of keys and values: centers, and multiplies the two.
+
+  Under ``jit`` numbers of tokens are not looked at: a state without keys gives
+  finite answers that mean nothing.
 
   Args:
     state: with as many keys as values.
@@ -327,9 +357,11 @@ def three_sketch_update_query(
 
   Args:
     state: finalized.
-    start: index of the first of these queries; may be traced.
+    start: index of the first of these queries, with start + T <= 2^32; may be
+      traced.
     query: (T, H), floating.
-    radius: R > 0, bound on the logits; a static number.
+    radius: R > 0, bound on the logits; a static number. Nothing checks it: see
+      ``radius_used`` of the state.
     scale: factor on the logits; None = 1 / sqrt(H). May be traced.
 
   Returns:
@@ -418,7 +450,9 @@ def three_sketch_merge(
       raise ValueError(f"states to merge must have one {name}, got {x} and {y}")
   shared = ["seeds"]
   if a.finalized:
-    shared += ["product", "feature_sum", "value_sum", "num_keys", "num_values"]
+    shared += ["product", "num_keys", "num_values"]
+    shared += [f"{name}_sum" for name in ("feature", "value")]
+    shared += [f"{name}_compensation" for name in ("feature", "value")]
   merged = {}
   for field in dataclasses.fields(a):
     name = field.name
@@ -428,13 +462,21 @@ def three_sketch_merge(
     _checks.check_shape(f"b.{name}", y, x.shape, "that of a")
     if x.dtype != y.dtype:
       raise ValueError(f"b.{name} must be of {x.dtype} as a, got {y.dtype}")
-    if name not in shared:
-      merged[name] = x + y
-    elif _differ(x, y):
+    if name in shared and _differ(x, y):
       raise ValueError(
         f"states to merge must have the same {name}: both of one rng, and "
         "queries of one finalized state"
       )
+    if name in ("max_norm", "radius_used"):
+      merged[name] = jnp.maximum(x, y)
+    elif name in ("num_keys", "num_values"):
+      merged[name] = x if a.finalized else add_counts(x, y)
+    elif name not in shared:
+      merged[name] = x + y
+  if not a.finalized:
+    # What rounding added to b is added back with what it added to a.
+    for name in ("feature", "value"):
+      merged |= _added(a, name, *_sum_of(b, name))
   return dataclasses.replace(a, **merged)
 
 
@@ -444,25 +486,35 @@ def three_sketch_decode(
   r"""Queries whose outputs differ from the mean of the values, by column.
 
   .. math:: \|T_c - y_c\|_2 \le (1 + \varepsilon_1)
-    \min_{y' \text{ k-sparse}} \|y' - (y_c - \bar v_c)\|_2 + \varepsilon_2
+    \min_{y' \text{ k-sparse}} \|y' - (y_c - \bar v_c)\|_2
+    + (2 + \varepsilon_1) \|e_c\|_2
 
   for the column c of the outputs y, with :math:`T_c` the mean and the k entries
-  found. The promise is empty where many outputs differ from the mean.
+  found. The promise is empty where many outputs differ from the mean. An entry
+  of :math:`e_c` is what the first two sketches and the polynomial put on one
+  output: about :math:`\varepsilon_2 \|a\|_2 \|V_c\|_2` for a query with the
+  weights a, unless they are all alike, and at most the bound of
+  :func:`~jaxattn.features.attention_error_bound`. So :math:`\|e_c\|_2` grows
+  with the root of the number of queries that are unlike the rest.
 
   Args:
     state: finalized, with the queries 0 to ``num_queries - 1``.
     num_queries: how many there were.
     k: number to find in each column; no more than ``num_queries`` are returned.
+      Of more than were planned for with :func:`three_sketch_init` errors grow.
 
   Returns:
     Indices of queries, (Hv, k) int32, those farthest from the mean first; their
     outputs less the mean, (Hv, k); and the mean of the values, (Hv,).
 
   Raises:
-    ValueError: if the state is not finalized, or a number is too small.
+    ValueError: if the state is not finalized, a number is too small, or k so
+      large that 2 k entries, or ``num_queries``, are more than a column of the
+      table can tell apart, depth w.
 
   Cost:
-    O(num_queries depth Hv + k^3 Hv) time; memory of a chunk of queries.
+    O(num_queries depth Hv + k^3 Hv) time; memory of a chunk of queries, and of
+    (2 k)^2 numbers.
 
   Source:
     arXiv 2311.14652, theorem 1.2.
@@ -486,10 +538,10 @@ def three_sketch_decode(
   _check_final(state, "three_sketch_decode")
   table = state.query_table
   if state.query_sketch == "features":
-    table = jnp.einsum("rwm,mv->rwv", table, state.product)
+    table = jnp.einsum("rwm,mv->rwv", table, state.product, precision=PRECISION)
   seeds = state.seeds[1:]
   indices, values = count_sketch_recover(seeds, table, num_queries, k)
-  return indices, values, _mean(state.value_sum, state.num_values)
+  return indices, values, _mean(state, state.value_sum)
 
 
 def _check_open(state: ThreeSketchState, name: str) -> None:
@@ -525,8 +577,21 @@ def _differ(x: jax.Array, y: jax.Array) -> bool:
   return concrete and not np.array_equal(x, y)
 
 
-def _mean(total: jax.Array, count: jax.Array) -> jax.Array:
-  return total / jnp.maximum(count, 1).astype(total.dtype)
+def _mean(state: ThreeSketchState, total: jax.Array) -> jax.Array:
+  # The sum of the constant feature is the number of tokens, beyond int32 too.
+  return total / jnp.maximum(state.feature_sum[0], 1)
+
+
+def _sum_of(state: ThreeSketchState, name: str) -> tuple[jax.Array, jax.Array]:
+  return getattr(state, f"{name}_sum"), getattr(state, f"{name}_compensation")
+
+
+def _added(
+  state: ThreeSketchState, name: str, x: jax.Array, compensation: Any = 0
+) -> dict[str, jax.Array]:
+  total, before = _sum_of(state, name)
+  total, after = compensated_add(total, before + compensation, x)
+  return {f"{name}_sum": total, f"{name}_compensation": after}
 
 
 @jax.jit
@@ -539,8 +604,8 @@ def _add_value(
   return dataclasses.replace(
     state,
     value_sketch=state.value_sketch + sketch,
-    value_sum=state.value_sum + value.sum(0),
-    num_values=state.num_values + len(value),
+    num_values=add_counts(state.num_values, jnp.int32(len(value))),
+    **_added(state, "value", value.sum(0)),
   )
 
 
@@ -548,7 +613,8 @@ def _add_value(
 def _add_key(
   state: ThreeSketchState, start: jax.Array, key: jax.Array
 ) -> ThreeSketchState:
-  phi = monomial_features(key.astype(state.feature_sum.dtype), state.degree)
+  key = key.astype(state.feature_sum.dtype)
+  phi = monomial_features(key, state.degree)
   num_rows = len(state.key_sketch)
   sketch = count_sketch_table(
     state.seeds[:1], _chunks.ones_column(phi), num_rows, start=start
@@ -556,18 +622,16 @@ def _add_key(
   return dataclasses.replace(
     state,
     key_sketch=state.key_sketch + sketch,
-    feature_sum=state.feature_sum + phi.sum(0),
-    num_keys=state.num_keys + len(key),
+    num_keys=add_counts(state.num_keys, jnp.int32(len(key))),
+    max_norm=jnp.maximum(state.max_norm, norms(key).max()),
+    **_added(state, "feature", phi.sum(0)),
   )
 
 
 @jax.jit
 def _finalize(state: ThreeSketchState) -> ThreeSketchState:
   keys, ones = state.key_sketch[:, :-1], state.key_sketch[:, -1:]
-  means = (
-    _mean(state.feature_sum, state.num_keys),
-    _mean(state.value_sum, state.num_values),
-  )
+  means = _mean(state, state.feature_sum), _mean(state, state.value_sum)
   keys, values = (
     x - ones * mean[None]
     for x, mean in zip((keys, state.value_sketch), means, strict=True)
@@ -575,7 +639,7 @@ def _finalize(state: ThreeSketchState) -> ThreeSketchState:
   # The constant feature sums the centered values: exactly 0, as it is here.
   return dataclasses.replace(
     state,
-    product=(keys.T @ values).at[0].set(0),
+    product=jnp.matmul(keys.T, values, precision=PRECISION).at[0].set(0),
     key_sketch=state.key_sketch[:0],
     value_sketch=state.value_sketch[:0],
     finalized=True,
@@ -591,14 +655,20 @@ def _add_query(
   coefficients: tuple[float, ...],
 ) -> ThreeSketchState:
   dtype = state.feature_sum.dtype
-  spec = _chunks.Spec(coefficients=coefficients)
+  spec = exact_spec(coefficients)
+  query = query.astype(dtype) * jnp.asarray(scale, dtype)
+  used = norms(query).max() * state.max_norm
   # Features first, as moments are.
-  query = (query.astype(dtype) * jnp.asarray(scale, dtype)).T
+  query = query.T
   phi = spec.weigh(jnp.concatenate(spec.features(query)), len(query)).T
-  total = phi @ state.feature_sum
+  total = jnp.matmul(phi, state.feature_sum, precision=PRECISION)
   rows = phi / jnp.where(total == 0, 1, total)[:, None]
   if state.query_sketch == "output":
-    rows = rows @ state.product
+    rows = jnp.matmul(rows, state.product, precision=PRECISION)
   width = state.query_table.shape[1]
   table = count_sketch_table(state.seeds[1:], rows, width, start=start)
-  return dataclasses.replace(state, query_table=state.query_table + table)
+  return dataclasses.replace(
+    state,
+    query_table=state.query_table + table,
+    radius_used=jnp.maximum(state.radius_used, used),
+  )
