@@ -64,11 +64,16 @@ def chunks(rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def peak_bytes(run: Callable[[], Any]) -> tuple[int, Any]:
-  """By how much the process grew at most during a call, and its result.
+  """By how much memory grew at most during a call, and its result.
 
-  Of a process that was larger before, systems other than Linux only know that
-  it did not grow further.
+  That of the process, or that of the accelerator where there is one. Of what
+  was larger before, accelerators and systems other than Linux only know that it
+  did not grow further.
   """
+  if jax.default_backend() != "cpu":
+    before = _device("bytes_in_use")
+    out = jax.block_until_ready(run())
+    return _device("peak_bytes_in_use") - before, out
   if sys.platform == "linux":
     # Forgets the peak of all that was before.
     (_PROC / "clear_refs").write_text("5")
@@ -79,6 +84,13 @@ def peak_bytes(run: Callable[[], Any]) -> tuple[int, Any]:
   out = jax.block_until_ready(run())
   after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return after - before, out
+
+
+def _device(name: str) -> int:
+  stats = jax.local_devices()[0].memory_stats()
+  if stats is None:
+    raise RuntimeError("this accelerator reports no memory statistics")
+  return stats[name]
 
 
 def _status(name: str) -> int:

@@ -3,10 +3,19 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments import _streams, harness
 from experiments import streaming_attention as experiment
-from jaxattn.attention import moment_init
+from jaxattn.attention import (
+  moment_init,
+  three_sketch_decode,
+  three_sketch_finalize,
+  three_sketch_init,
+  three_sketch_update_key,
+  three_sketch_update_query,
+  three_sketch_update_value,
+)
 from tests.experiments import smoke
 
 _CONFIG = "configs/streaming_attention.py"
@@ -49,6 +58,44 @@ def test_image_errors_are_specified_for_all_that_is_run():
   assert max(config.long_lengths) >= 1 << 22
 
 
+@pytest.mark.parametrize("tier", harness.TIERS)
+def test_streams_are_whole_chunks(tier):
+  config = harness.load_config(f"{_CONFIG}:{tier}")
+  for name, size in (
+    ("lengths", config.chunk_size),
+    ("sweep_length", config.chunk_size),
+    ("long_lengths", config.long_chunk_size),
+    ("num_keys", config.end_chunk_size),
+  ):
+    assert not np.any(np.array(config[name]) % size), name
+  assert config.raced_context in config.contexts
+
+
+def test_sketched_moments_answer_as_the_state_does():
+  """With as many buckets as are needed for all queries to be found."""
+  rng = np.random.default_rng(0)
+  key, value, query = (
+    jnp.asarray(rng.uniform(-1, 1, (50, n))) for n in (4, 3, 4)
+  )
+  state = three_sketch_init(
+    jax.random.key(0), dim=4, value_dim=3, degree=4, k=50, eps1=0.5, eps2=0.1,
+    dtype=jnp.float64,
+  )  # fmt: skip
+  state = three_sketch_update_value(state, 0, value + 1)
+  state = three_sketch_update_key(state, 0, key)
+  raw = experiment._answers(experiment.uncentered_moments(state), query)
+  state = three_sketch_finalize(state)
+  got = experiment._answers(experiment.sketched_moments(state), query)
+  state = three_sketch_update_query(state, 0, query, radius=2.0)
+  indices, values, mean = three_sketch_decode(state, num_queries=50, k=50)
+  order = np.argsort(indices, 1)
+  want = np.take_along_axis(np.asarray(values), order, 1).T + mean[None]
+  np.testing.assert_allclose(got, want, rtol=0, atol=1e-10)
+  # Of values away from 0 the sketches alone know less.
+  exact = jax.nn.softmax(query @ key.T / 2, -1) @ (value + 1)
+  assert abs(got - exact).max() < 0.5 * abs(raw - exact).max()
+
+
 def test_full_size_is_traced():
   config = harness.load_config(f"{_CONFIG}:full")
   query = jax.ShapeDtypeStruct((config.num_queries, 8), jnp.float32)
@@ -62,7 +109,7 @@ def test_full_size_is_traced():
 
 def test_smoke(tmp_path):
   verdict = smoke.run_twice(
-    "streaming_attention", tmp_path / "a", num_checks=20
+    "streaming_attention", tmp_path / "a", num_checks=32
   )
   # What does not depend on the clock or on few tokens holds at any size.
   accepted, measured = verdict.accepted, verdict.measured
