@@ -3,6 +3,7 @@
 from jaxattn.sketch.count_sketch import (
   count_sketch_recover as count_sketch_recover,
 )
+from jaxattn.sketch.count_sketch import count_sketch_rows as count_sketch_rows
 from jaxattn.sketch.count_sketch import count_sketch_table as count_sketch_table
 from jaxattn.sketch.hadamard import fwht as fwht
 from jaxattn.sketch.hadamard import pad_to_pow2 as pad_to_pow2
@@ -29,6 +30,7 @@ __all__ = [
   "TensorSketch",
   "chernoff_rows",
   "count_sketch_recover",
+  "count_sketch_rows",
   "count_sketch_table",
   "face_splitting",
   "fwht",

@@ -21,6 +21,55 @@ from jax import lax
 from jaxattn import _checks
 from jaxattn.numerics._dtypes import accumulator
 from jaxattn.numerics.select import topk_merge
+from jaxattn.sketch.tensor import TensorSketch
+
+
+def count_sketch_rows(sketch: TensorSketch, a: jax.Array) -> jax.Array:
+  r"""CountSketch S a of the rows of a matrix, by hashes that are stored.
+
+  .. math:: (S a)_b = \sum_{i : h(i) = b} \sigma(i) a_i, \qquad
+    E \langle S x, S y \rangle = \langle x, y \rangle, \qquad
+    \mathrm{Var} = \frac{1}{m} \Bigl( \|x\|^2 \|y\|^2 + \langle x, y \rangle^2
+    - 2 \sum_i x_i^2 y_i^2 \Bigr)
+
+  for columns x and y of a. What a regression on fewer rows starts with; rows
+  that arrive in parts, or are sketched more than once, are for
+  :func:`count_sketch_table`.
+
+  Args:
+    sketch: of n rows and degree 1, ``tensor_sketch_init(rng, n, m, 1)``: its
+      S is that of ``tensor_sketch_apply`` too, which acts on a last axis.
+    a: (n, d), floating.
+
+  Returns:
+    (m, d) of the dtype of ``a``; summed in float32 for 16-bit inputs.
+
+  Raises:
+    ValueError: if the sketch is of a higher degree, or shapes or dtypes do not
+      fit.
+
+  Cost:
+    One addition an entry.
+
+  Source:
+    Clarkson and Woodruff, STOC 2013.
+
+  Example:
+    >>> import jax
+    >>> from jaxattn.sketch import tensor_sketch_init
+    >>> a = jax.random.normal(jax.random.key(0), (1000, 3))
+    >>> sketch = tensor_sketch_init(jax.random.key(1), 1000, 400, 1)
+    >>> b = count_sketch_rows(sketch, a)
+    >>> print(b.shape, bool(abs(b.T @ b - a.T @ a).max() < 200))
+    (400, 3) True
+  """
+  a = jnp.asarray(a)
+  degree, num = sketch.bucket.shape
+  if degree != 1:
+    raise ValueError(f"sketch must have degree 1, got degree {degree}")
+  _checks.check_floating("a", a)
+  _checks.check_shape("a", a, (num, None), "(n, d) of the sketch")
+  return _rows(sketch, a)
 
 
 def count_sketch_table(
@@ -186,6 +235,14 @@ def _hashes(
   words = jax.random.key_data(words)
   bucket = (words[..., 0] % jnp.uint32(sketch_dim)).astype(jnp.int32)
   return bucket, 1 - 2 * (words[..., 1] & 1).astype(jnp.int32)
+
+
+@jax.jit
+def _rows(sketch: TensorSketch, a: jax.Array) -> jax.Array:
+  wide = a.astype(accumulator(a.dtype))
+  signed = sketch.sign[0].astype(wide.dtype)[:, None] * wide
+  sums = jax.ops.segment_sum(signed, sketch.bucket[0], sketch.sketch_dim)
+  return sums.astype(a.dtype)
 
 
 @functools.partial(jax.jit, static_argnames="sketch_dim")

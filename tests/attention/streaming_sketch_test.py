@@ -24,6 +24,7 @@ from jaxattn.attention import (
 from jaxattn.features import attention_error_bound as error_bound
 from jaxattn.features import (
   monomial_features,
+  monomial_weights,
   polynomial_coefficients,
   polynomial_error,
 )
@@ -69,7 +70,10 @@ def asked(state, query):
 
 @functools.cache
 def instance():
-  """Keys, values, and queries of which 16 are not 0."""
+  """Keys, values, and queries of which 16 are not 0.
+
+  Of accuracy only: sketches as fine as these pay for longer streams.
+  """
   rng = np.random.default_rng(0)
   key = rng.uniform(-1, 1, (4096, H))
   # Values that go with keys: outputs of queries differ by more than noise.
@@ -87,10 +91,13 @@ def softmax_rows(query, key, value):
 
 
 @functools.cache
-def decoded(kind):
+def decoded(kind, dtype=jnp.float64):
   query, key, value, _ = instance()
-  state = closed(empty(query_sketch=kind, eps2=0.02), key, value)
+  state = closed(empty(query_sketch=kind, eps2=0.02, dtype=dtype), key, value)
   state = asked(state, query)
+  assert state.query_table.dtype == dtype
+  norms = (np.linalg.norm(x, axis=1).max() for x in (query, key))
+  np.testing.assert_allclose(state.radius_used, np.prod([*norms]) / 2, 1e-6)
   return three_sketch_decode(state, num_queries=len(query), k=K)
 
 
@@ -110,8 +117,19 @@ def test_finds_the_queries_that_are_unlike_the_rest():
     found[indices[column]] = values[column]
     error = found[special] + baseline[column] - want[:, column]
     assert abs(error).max() < bound[column]
+    # All other outputs are the mean: the best 16 entries leave no tail.
+    found[special] -= want[:, column] - baseline[column]
+    promise = (2 + 0.5) * np.sqrt(K) * bound[column]
+    assert np.linalg.norm(found) <= promise
   # The bound decides something: they are farther from the mean than that.
   assert (np.abs(want - baseline[None]).mean(0) > bound).all()
+
+
+def test_float32_finds_them_too():
+  got, want = decoded("output", jnp.float32), decoded("output")
+  np.testing.assert_array_equal(np.sort(got[0], 1), np.sort(want[0], 1))
+  sizes = (np.sort(x[1].astype(float), 1) for x in (got, want))
+  np.testing.assert_allclose(*sizes, rtol=0, atol=1e-4)
 
 
 def test_features_and_outputs_decode_to_the_same():
@@ -121,26 +139,42 @@ def test_features_and_outputs_decode_to_the_same():
 
 def test_error_does_not_fall_with_the_stream_but_with_the_sketch():
   rng = np.random.default_rng(1)
+  query = jnp.asarray(rng.uniform(-1, 1, (32, H))) / 2
 
   def error(length, eps2):
     """Of the product of centered features and values, by token."""
     key, value = (jnp.asarray(rng.uniform(-1, 1, (length, n))) for n in (H, HV))
-    phi, centered = (
-      x - x.mean(0)[None] for x in (monomial_features(key, 2), value)
-    )
+    full = monomial_features(key, 2)
+    phi, centered = (x - x.mean(0)[None] for x in (full, value))
+    weights = jnp.asarray(monomial_weights(H, (1, 1, 0.5)))
+    weights = monomial_features(query, 2) * weights[None]
 
     def one(seeds):
       state = dataclasses.replace(empty(eps2=eps2, degree=2), seeds=seeds)
       state = three_sketch_update_value(state, 0, value)
       state = three_sketch_update_key(state, 0, key)
-      return three_sketch_finalize(state).product - phi.T @ centered
+      raw = state.key_sketch[:, :-1].T @ state.value_sketch
+      got = three_sketch_finalize(state).product
+      return (
+        got - phi.T @ centered,
+        weights @ (got - phi.T @ centered),
+        (weights @ (raw - full.T @ value)),
+      )
 
     seeds = jax.random.bits(jax.random.key(2), (16, 10, 2), jnp.uint32)
-    return np.sqrt((jax.jit(jax.vmap(one))(seeds) ** 2).mean()) / length
+    return [
+      np.sqrt((x**2).mean()) / length for x in jax.jit(jax.vmap(one))(seeds)
+    ]
 
-  short, long, wide = error(250, 0.2), error(4000, 0.2), error(4000, 0.1)
+  (short, *_), (long, *outputs), (wide, *_) = (
+    error(250, 0.2),
+    error(4000, 0.2),
+    error(4000, 0.1),
+  )
   assert 0.6 < long / short < 1.6
   assert 1.4 < long / wide < 2.8
+  # What centering is for: outputs of the sketches alone are worse.
+  assert outputs[0] < 0.6 * outputs[1]
 
 
 def test_with_a_bucket_for_each_token_nothing_is_lost(monkeypatch):
@@ -229,9 +263,87 @@ def test_states_have_one_size_and_nothing_is_as_long_as_the_stream():
     for num in (150, 15_000)
   ]
   assert state_bytes(shapes[0]) == state_bytes(shapes[1])
-  run = functools.partial(pass_over, num=15_000)
-  largest = max(x for x in array_sizes(run, state) if x != 15_000)
-  assert largest <= max(800 * (m + 1), 64 * 9 * max(m, 4), 9 * width * HV)
+  short, long = (
+    array_sizes(functools.partial(pass_over, num=num), state)
+    for num in (150, 15_000)
+  )
+  # Any length is the same program.
+  assert short == long
+  assert max(long) <= max(800 * (m + 1), 64 * 9 * max(m, 4), 9 * width * HV)
+
+
+def test_few_tokens():
+  query = jnp.asarray(np.random.default_rng(4).uniform(-1, 1, (9, H)))
+
+  @jax.jit
+  def answers(state):
+    state = three_sketch_finalize(state)
+    state = three_sketch_update_query(state, 0, query, radius=RADIUS)
+    return three_sketch_decode(state, num_queries=9, k=9)
+
+  nothing = answers(empty())
+  assert all(jnp.isfinite(x).all() for x in nothing)
+  value = jnp.array([[1.0, -2.0, 3.0]])
+  state = three_sketch_update_value(empty(), 0, value)
+  state = three_sketch_update_key(state, 0, query[:1])
+  _, values, mean = answers(state)
+  np.testing.assert_allclose(mean, value[0], rtol=0, atol=1e-12)
+  np.testing.assert_allclose(values, 0, rtol=0, atol=1e-12)
+
+
+def test_counts_stay_at_their_largest_and_means_are_right():
+  """Of more tokens than int32 counts, the first of which are replaced."""
+  most, more = (1 << 31) - 1, 1e10
+  state = three_sketch_update_key(empty(), 0, jnp.zeros((10, H)))
+  state = three_sketch_update_value(state, 0, jnp.ones((10, HV)))
+  count = jnp.int32(most - 4)
+  state = dataclasses.replace(
+    state,
+    num_keys=count,
+    num_values=count,
+    feature_sum=state.feature_sum.at[0].set(more),
+    value_sum=jnp.full(HV, more / 2),
+  )
+  state = three_sketch_update_key(state, 0, jnp.zeros((10, H)))
+  state = three_sketch_update_value(state, 0, jnp.ones((10, HV)))
+  assert (state.num_keys, state.num_values) == (most, most)
+  state = three_sketch_finalize(three_sketch_merge(state, state))
+  _, _, mean = three_sketch_decode(state, num_queries=1, k=1)
+  np.testing.assert_allclose(mean, 0.5, rtol=1e-8)
+
+
+def test_sums_of_single_tokens_keep_their_digits():
+  num = 1 << 14
+  pairs = jax.random.uniform(jax.random.key(5), (num, 1, 2), jnp.float32)
+  state = three_sketch_init(
+    jax.random.key(0), dim=1, value_dim=1, degree=2, k=1, eps1=0.5, eps2=0.9
+  )
+
+  def step(state, i):
+    state = three_sketch_update_value(state, i, pairs[i, :, :1])
+    return three_sketch_update_key(state, i, pairs[i, :, 1:])
+
+  state = streaming.stream(step, state, range(num))
+  value, key = np.asarray(pairs[:, 0], np.float64).T
+  want = np.array([num, key.sum(), (key * key).sum()])
+  assert abs(state.feature_sum / want - 1).max() < 1e-7
+  assert abs(state.value_sum / value.sum() - 1).max() < 1e-7
+  # Two halves lose no more.
+  twice = three_sketch_merge(state, state)
+  assert abs(twice.feature_sum / (2 * want) - 1).max() < 1e-7
+
+
+def test_half_precision_in():
+  query, key, value = (x[:20].astype(jnp.bfloat16) for x in instance()[:3])
+  with jax.numpy_dtype_promotion("strict"):
+    state = three_sketch_update_value(empty(dtype=jnp.float32), 0, value)
+    state = three_sketch_update_key(state, 0, key)
+    state = three_sketch_finalize(three_sketch_merge(state, state))
+    state = three_sketch_update_query(state, 0, query, radius=RADIUS)
+    _, values, mean = three_sketch_decode(state, num_queries=20, k=2)
+  assert {values.dtype, mean.dtype} == {jnp.dtype("float32")}
+  want = np.asarray(value, np.float64).mean(0)
+  np.testing.assert_allclose(mean, want, rtol=0, atol=1e-6)
 
 
 def test_second_calls_do_not_compile():
@@ -312,6 +424,10 @@ def test_refused():
       "size must be in",
     ),
     (lambda: three_sketch_decode(final, num_queries=9, k=0), "k must be >= 1"),
+    (
+      lambda: three_sketch_decode(final, num_queries=9999, k=999),
+      "k must be at most .* = 576 with refine=True, got 999",
+    ),
     (lambda: three_sketch_merge(full, final), "must have one finalized"),
     (
       lambda: three_sketch_merge(state, empty(degree=2)),

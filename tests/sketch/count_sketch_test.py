@@ -7,10 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxattn.features import monomial_features
 from jaxattn.sketch import (
   count_sketch,
   count_sketch_recover,
+  count_sketch_rows,
   count_sketch_table,
+  tensor_sketch_apply,
+  tensor_sketch_init,
 )
 from tests._jaxpr import array_sizes
 
@@ -54,33 +58,66 @@ def test_hashes_are_uniform_and_their_pairs_independent():
   assert abs(excess) < 4 * np.sqrt(2 * 1023)
 
 
-@pytest.mark.parametrize("sketch_dim", [64, 256])
+@pytest.mark.parametrize("sketch_dim", [64, 256, 1024])
 def test_products_of_sketches(sketch_dim):
+  """Of the features of keys and of values, as three sketches take them."""
   rng = np.random.default_rng(0)
-  a, b = rng.standard_normal((1000, 5)), rng.standard_normal((1000, 3))
-  a[:, 0] = 1
+  key, b = rng.uniform(-1, 1, (1000, 4)), rng.uniform(-1, 1, (1000, 3))
+  a = np.asarray(monomial_features(jnp.asarray(key), 4))
   # The rows of one table are as many sketches.
   table = count_sketch_table(
     seeds_of(2, 60), np.concatenate([a, b], 1), sketch_dim
   )
-  error = np.einsum("rwa,rwb->rab", table[..., :5], table[..., 5:]) - a.T @ b
+  error = np.einsum("rwa,rwb->rab", table[..., :70], table[..., 70:]) - a.T @ b
   squares = (error**2).sum((1, 2))
   ratio = sketch_dim * squares / ((a**2).sum() * (b**2).sum())
-  assert 0.7 < ratio.mean() < 2
+  assert 0.6 < ratio.mean() < 2
   mean = error.mean(0) / (error.std(0) / np.sqrt(60))
   assert abs(mean).max() < 5
 
 
-def sparse_vectors(num, tail):
+def test_mean_and_variance_of_products():
+  num, width = 40_000, 16
+  rng = np.random.default_rng(0)
+  x, y = xy = rng.standard_normal((2, 32))
+  table = np.asarray(count_sketch_table(seeds_of(6, num), xy.T, width))
+  products = (table[..., 0] * table[..., 1]).sum(1)
+  squares = (x * x).sum() * (y * y).sum()
+  variance = (squares + (x @ y) ** 2 - 2 * (x * x * y * y).sum()) / width
+  assert abs(products.mean() - x @ y) < 4 * np.sqrt(variance / num)
+  np.testing.assert_allclose(products.var(), variance, rtol=0.03)
+
+
+def test_rows_are_those_of_the_sketch_of_columns():
+  a = jnp.asarray(np.random.default_rng(0).standard_normal((50, 3)))
+  sketch = tensor_sketch_init(jax.random.key(0), 50, 8, 1)
+  got = count_sketch_rows(sketch, a)
+  want = np.zeros((8, 3))
+  for bucket, sign, row in zip(
+    sketch.bucket[0], sketch.sign[0], a, strict=True
+  ):
+    want[int(bucket)] += int(sign) * np.asarray(row)
+  np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
+  applied = tensor_sketch_apply(sketch, a.T).T
+  np.testing.assert_allclose(got, applied, rtol=0, atol=1e-12)
+  half = count_sketch_rows(sketch, a.astype(jnp.bfloat16))
+  assert half.dtype == jnp.bfloat16
+  assert abs(half.astype(jnp.float64) - want).max() < 0.1
+
+
+@functools.cache
+def vectors(num=60):
+  """(num, n, 2), sparse ones and the same with a tail."""
   rng = np.random.default_rng(3)
   x = np.zeros((num, SIZE))
   for row in x:
     row[rng.choice(SIZE, K, replace=False)] = rng.standard_normal(K)
-  return jnp.asarray(x + tail * rng.standard_normal(x.shape))
+  return jnp.stack([x, x + 0.02 * rng.standard_normal(x.shape)], 2)
 
 
-def recovered(x, width, depth, *, refine):
-  """Distances to the results, of each row of x by seeds of its own."""
+@functools.cache
+def recovered(width, depth, *, refine):
+  """(2, num) distances of all vectors to the results, each by its own seeds."""
 
   @jax.jit
   def run(x):
@@ -88,30 +125,34 @@ def recovered(x, width, depth, *, refine):
       seeds = jax.random.bits(rng, (depth, 2), jnp.uint32)
       table = count_sketch_table(seeds, x, width)
       found = count_sketch_recover(seeds, table, SIZE, K, refine=refine)
-      return jnp.linalg.norm(x.at[found[0]].add(-found[1]))
+      columns = jnp.arange(2)[:, None]
+      return jnp.linalg.norm(x.T.at[columns, found[0]].add(-found[1]), axis=1)
 
     return jax.vmap(one)(jax.random.split(jax.random.key(4), len(x)), x)
 
-  return np.asarray(run(x))
+  return np.asarray(run(vectors())).T
 
 
 def test_sparse_vectors_are_found():
-  x = sparse_vectors(60, 0.0)
-  assert (recovered(x, 128, 9, refine=True) < 1e-9).all()
-  # Without the fit that takes more: a share of .37 was measured before.
-  without = (recovered(x, 128, 9, refine=False) < 1e-9).mean()
-  assert 0.15 < without < 0.65
+  assert (recovered(128, 9, refine=True)[0] < 1e-9).all()
+  # Without the fit that takes more: shares of .37, .98 and 1 are specified.
+  shares = [
+    (recovered(*sizes, refine=False)[0] < 1e-9).mean()
+    for sizes in ((128, 9), (256, 9), (256, 13))
+  ]
+  assert 0.2 < shares[0] < 0.55
+  assert shares[1] >= 0.9
+  assert shares[2] == 1
 
 
 def test_tails_cost_what_is_promised():
-  x = sparse_vectors(60, 0.02)
+  x = np.asarray(vectors()[..., 1])
   tail = np.sqrt((np.sort(x * x)[:, :-K]).sum(1))
-  ratio = recovered(x, 128, 9, refine=True) / tail
+  ratio = recovered(128, 9, refine=True)[1] / tail
   # Of 400 vectors 1.061 was the 98th percentile, and 1.078 the largest.
   assert np.quantile(ratio, 0.9) <= 1.06
-  # Eps of .5 is what 128 = 4 k / eps buckets are for.
-  assert ratio.max() <= 1.5
-  assert (recovered(x, 256, 13, refine=False) / tail).max() <= 1.04
+  assert ratio.max() <= 1.08
+  assert (recovered(256, 13, refine=False)[1] / tail).max() <= 1.04
 
 
 def test_columns_chunks_and_short_vectors():
@@ -134,12 +175,15 @@ def test_columns_chunks_and_short_vectors():
   np.testing.assert_allclose(values[0], x[indices[0], 0], rtol=0, atol=1e-12)
 
 
-def test_recovery_holds_one_chunk():
+def test_recovery_holds_one_chunk_and_one_fit():
   seeds = seeds_of(0, 5)
   recover = functools.partial(
     count_sketch_recover, seeds, size=1 << 20, k=4, chunk_size=256
   )
   assert max(array_sizes(recover, jnp.zeros((5, 16)))) < 5 * 4096
+  # Neither for each row of the table, nor for each column.
+  recover = functools.partial(recover, k=200)
+  assert max(array_sizes(recover, jnp.zeros((5, 800, 3)))) <= 400**2
 
 
 def test_refused():
@@ -153,6 +197,10 @@ def test_refused():
     (lambda: count_sketch_table(seeds, x, 0), "sketch_dim must be >= 1"),
     (lambda: count_sketch_table(seeds, x, 8, start=-1), "start must be in"),
     (
+      lambda: count_sketch_table(seeds, x, 8, start=jnp.int32(-1)),
+      r"start must be in \[0, 4294967295\], got -1",
+    ),
+    (
       lambda: count_sketch_table(seeds, x, 8, start=x),
       "start must be an",
     ),
@@ -163,6 +211,28 @@ def test_refused():
     (lambda: count_sketch_recover(seeds, table, 0, 2), "size must be in"),
     (lambda: count_sketch_recover(seeds, table, 9, 0), "k must be >= 1, got 0"),
     (lambda: count_sketch_recover(seeds, table, 9, 1, refine=1), "refine must"),
+    (
+      lambda: count_sketch_recover(seeds, table, 99, 13),
+      r"k must be at most depth \* w / 2 = 12 with refine=True, got 13",
+    ),
+    (
+      lambda: count_sketch_rows(
+        tensor_sketch_init(jax.random.key(0), 5, 4, 2), x[:, None]
+      ),
+      "sketch must have degree 1, got degree 2",
+    ),
+    (
+      lambda: count_sketch_rows(
+        tensor_sketch_init(jax.random.key(0), 6, 4, 1), x[:, None]
+      ),
+      r"a must have shape \(6, \*\)",
+    ),
+    (
+      lambda: count_sketch_rows(
+        tensor_sketch_init(jax.random.key(0), 5, 4, 1), x[:, None] > 0
+      ),
+      "a must have a floating dtype",
+    ),
     (
       lambda: count_sketch_recover(seeds, table, 9, 1, chunk_size=0),
       "chunk_size must be >= 1",
