@@ -16,7 +16,7 @@ def compensated_add(
   The error of n terms is about one rounding of the result, where that of a
   plain running sum grows with n. The sum itself is ``total``; ``total -
   compensation``, in a wider dtype, has twice its digits. XLA keeps the order
-  of the operations, under ``jit`` as well.
+  of the operations on CPUs, under ``jit`` as well.
 
   Args:
     total: s, the sum so far; floating.
