@@ -4,7 +4,7 @@ Peers: exact attention to a cache of all keys and values; and a cache of as many
 bytes as the state, of the first four tokens and the last ones, as
 StreamingLLM (arXiv 2309.17453) keeps. B=1, one head, float32, degree 2, chunks
 of 1024 tokens. glassroom's sata_attention, the same sums by symmetric monomials
-in PyTorch, is in no package index, and is not raced.
+in PyTorch, is not among the packages that are installed here, and not raced.
 """
 
 import functools
