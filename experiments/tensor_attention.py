@@ -755,8 +755,19 @@ def _draw_times(
     title=f"Time: n instead of $n^3$ (H = {dim}, degree {degree})",
     xlabel="n, number of tokens",
     ylabel="milliseconds",
+    # Room for the legend.
+    ylim=(100 * min(map(np.min, seconds.values())), None),
   )
   ax.legend(loc="lower right")
+
+
+def _cross(color: str) -> dict[str, Any]:
+  return {
+    "marker": "x",
+    "linestyle": "",
+    "markeredgecolor": color,
+    "markeredgewidth": 1.5,
+  }
 
 
 def _draw_errors(
@@ -767,8 +778,8 @@ def _draw_errors(
     ax, config.bounds, errors["error"], errors["bound"], labels
   )
   for i, color in zip(range(len(labels)), harness.PALETTE, strict=False):
-    ax.semilogy(config.bounds, errors["gradient"][:, i], "x", color=color)
-  ax.plot([], [], "x", color="#6b7480", label="gradient, relative")
+    ax.semilogy(config.bounds, errors["gradient"][:, i], **_cross(color))
+  ax.plot([], [], **_cross("#6b7480"), label="gradient, relative")
   ax.set(
     xlabel="B, bound on the entries of query and keys", xticks=config.bounds
   )
@@ -784,8 +795,8 @@ def _draw_limits(
     ax.plot(config.orders, limits["law"][:, i], "--", color=color)
     label = f"degree {degree}"
     ax.plot(config.orders, limits["b"][:, i], "o", color=color, label=label)
-    ax.plot(config.orders, limits["uniform"][:, i], "x", color=color)
-  ax.plot([], [], "x", color="#6b7480", label="uniform entries")
+    ax.plot(config.orders, limits["uniform"][:, i], **_cross(color))
+  ax.plot([], [], **_cross("#6b7480"), label="uniform entries")
   ax.axhline(1, color="#6b7480", linewidth=1, linestyle=":")
   ax.set(
     title=f"Largest B for an error of {config.eps:g}, and its law (dashed)",
