@@ -1,6 +1,27 @@
 """Attention functions: exact, sparse and, later, almost linear."""
 
 from jaxattn.attention import streaming as streaming
+from jaxattn.attention._hopfield import CapacityBound as CapacityBound
+from jaxattn.attention._hopfield import HopfieldInfo as HopfieldInfo
+from jaxattn.attention._hopfield import HopfieldPlan as HopfieldPlan
+from jaxattn.attention._hopfield import HopfieldState as HopfieldState
+from jaxattn.attention._hopfield import (
+  RetrievalErrorBound as RetrievalErrorBound,
+)
+from jaxattn.attention._hopfield import (
+  capacity_lower_bound as capacity_lower_bound,
+)
+from jaxattn.attention._hopfield import hopfield_add as hopfield_add
+from jaxattn.attention._hopfield import hopfield_energy as hopfield_energy
+from jaxattn.attention._hopfield import hopfield_forget as hopfield_forget
+from jaxattn.attention._hopfield import hopfield_plan as hopfield_plan
+from jaxattn.attention._hopfield import hopfield_retrieve as hopfield_retrieve
+from jaxattn.attention._hopfield import hopfield_store as hopfield_store
+from jaxattn.attention._hopfield import hopfield_update as hopfield_update
+from jaxattn.attention._hopfield import pattern_separation as pattern_separation
+from jaxattn.attention._hopfield import (
+  retrieval_error_bound as retrieval_error_bound,
+)
 from jaxattn.attention._prefix import NTKAttentionInfo as NTKAttentionInfo
 from jaxattn.attention._prefix import PrefixState as PrefixState
 from jaxattn.attention._prefix import fit_prefix_state as fit_prefix_state
@@ -11,27 +32,6 @@ from jaxattn.attention._prefix import (
 )
 from jaxattn.attention._prefix import prefix_state_init as prefix_state_init
 from jaxattn.attention._prefix import prefix_state_update as prefix_state_update
-from jaxattn.attention.hopfield import CapacityBound as CapacityBound
-from jaxattn.attention.hopfield import HopfieldInfo as HopfieldInfo
-from jaxattn.attention.hopfield import HopfieldPlan as HopfieldPlan
-from jaxattn.attention.hopfield import HopfieldState as HopfieldState
-from jaxattn.attention.hopfield import (
-  RetrievalErrorBound as RetrievalErrorBound,
-)
-from jaxattn.attention.hopfield import (
-  capacity_lower_bound as capacity_lower_bound,
-)
-from jaxattn.attention.hopfield import hopfield_add as hopfield_add
-from jaxattn.attention.hopfield import hopfield_energy as hopfield_energy
-from jaxattn.attention.hopfield import hopfield_forget as hopfield_forget
-from jaxattn.attention.hopfield import hopfield_plan as hopfield_plan
-from jaxattn.attention.hopfield import hopfield_retrieve as hopfield_retrieve
-from jaxattn.attention.hopfield import hopfield_store as hopfield_store
-from jaxattn.attention.hopfield import hopfield_update as hopfield_update
-from jaxattn.attention.hopfield import pattern_separation as pattern_separation
-from jaxattn.attention.hopfield import (
-  retrieval_error_bound as retrieval_error_bound,
-)
 from jaxattn.attention.layer_gradients import LayerGradients as LayerGradients
 from jaxattn.attention.layer_gradients import (
   attention_layer_gradients as attention_layer_gradients,

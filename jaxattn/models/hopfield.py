@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxattn import _checks
 from jaxattn.attention import softmax_attention
-from jaxattn.attention.hopfield import iterate_queries
+from jaxattn.attention._hopfield import iterate_queries
 
 
 class HopfieldLayer(nn.Module):

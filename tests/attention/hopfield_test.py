@@ -21,7 +21,7 @@ from jaxattn.attention import (
   pattern_separation,
   retrieval_error_bound,
 )
-from jaxattn.attention import hopfield as module
+from jaxattn.attention._hopfield import rows as module
 from jaxattn.features import degree_for, taylor_error_bound
 from tests._jaxpr import array_sizes
 from tests._recompile import no_recompilation
@@ -222,7 +222,7 @@ def test_batches_of_memories():
 def test_rows_in_parts(monkeypatch):
   # Shapes that no other test compiles for.
   x, patterns = _normal(7, 9), _normal(31, 9, seed=1)
-  monkeypatch.setattr(module, "_PART", 100)
+  monkeypatch.setattr(module, "PART", 100)
 
   def run(x, mu):
     energy = jax.value_and_grad(
@@ -377,7 +377,7 @@ def test_sums_are_never_a_matrix_of_features():
     )
 
   sizes = array_sizes(jax.jit(run), x, patterns)
-  assert max(sizes) <= module._PART
+  assert max(sizes) <= module.PART
   assert sorted(sizes)[-1] < 4096 * 495 * 9
 
 
