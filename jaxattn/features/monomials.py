@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike
 from jaxattn import _checks
 from jaxattn.features.coefficients import read_coefficients
 
-_MAX_FEATURES = 1 << 22
+MAX_FEATURES = 1 << 22
 
 
 def feature_count(dim: int, degree: int) -> int:
@@ -220,7 +220,7 @@ def taylor_norm_bound(radius: float, degree: int) -> float:
 def check_feature_count(dim: int, degree: int) -> None:
   """Refuses feature dimensions that explode."""
   num_features = feature_count(dim, degree)
-  if num_features > _MAX_FEATURES:
+  if num_features > MAX_FEATURES:
     raise ValueError(
       f"feature dimension C({dim}+{degree},{degree})={num_features} too large; "
       "lower degree or use a sketch"

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxattn import _checks
 from jaxattn.attention import softmax_attention
 from jaxattn.attention._hopfield import iterate_queries
+from jaxattn.attention._hopfield.inputs import check_beta
 
 
 class HopfieldLayer(nn.Module):
@@ -111,7 +112,7 @@ class HopfieldLayer(nn.Module):
     if self.out_dim is not None:
       _checks.check_integer("out_dim", self.out_dim, 1, None)
     if self.beta is not None:
-      _checks.check_positive("beta", self.beta)
+      check_beta(self.beta)
     _checks.check_nonnegative("tol", self.tol)
     for name in ("norm_inputs", "norm_hidden"):
       _checks.check_choice(name, getattr(self, name), (False, True))

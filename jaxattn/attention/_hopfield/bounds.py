@@ -1,15 +1,19 @@
 """How well a memory retrieves, and how much it holds."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxattn import _checks
 from jaxattn.attention._hopfield import inputs, rows
 from jaxattn.attention._hopfield.dense import half_largest_square
 from jaxattn.numerics import lambertw
 from jaxattn.numerics._dtypes import accumulator
+
+_HIGHEST = lax.Precision.HIGHEST
 
 
 class RetrievalErrorBound(NamedTuple):
@@ -174,9 +178,14 @@ def capacity_lower_bound(
   power = 4 / (dim - 1)
   b = 2 * scale**2 * beta / 5
   a = power / 2 * (1 + jnp.log(2 * beta * scale**2 * p * (dim - 1)))
-  c = b / lambertw(b * jnp.exp(a))
-  n = jnp.sqrt(p) * c ** (1 / power)
-  return CapacityBound(c, n, c >= (2 / jnp.sqrt(p)) ** power)
+  z = b * jnp.exp(a)
+  # W(z) = z up to z^2, also where that underflows.
+  tiny = z < jnp.finfo(z.dtype).eps
+  log_w = jnp.log(lambertw(jnp.where(tiny, 1, z)))
+  log_c = jnp.where(tiny, -a, jnp.log(b) - log_w)
+  n = jnp.exp(jnp.log(p) / 2 + log_c / power)
+  ok = log_c >= power * (math.log(2) - jnp.log(p) / 2)
+  return CapacityBound(jnp.exp(log_c), n, ok)
 
 
 @jax.jit
@@ -184,7 +193,7 @@ def _separation(patterns: jax.Array) -> jax.Array:
   wide = patterns.astype(accumulator(patterns.dtype))
 
   def one(x: jax.Array, mu: jax.Array) -> jax.Array:
-    similar = wide @ x
+    similar = jnp.matmul(wide, x, precision=_HIGHEST)
     own = jnp.arange(len(wide)) == mu
     return similar[mu] - jnp.where(own, -jnp.inf, similar).max()
 
@@ -203,7 +212,7 @@ def _error_bound(
   mu = jnp.broadcast_to(mu % num, x.shape[:-1]).reshape(-1)
 
   def one(x: jax.Array, mu: jax.Array) -> tuple[jax.Array, jax.Array]:
-    logits = beta * (keys @ x)
+    logits = beta * jnp.matmul(keys, x, precision=_HIGHEST)
     own = jnp.arange(num) == mu
     # The sum of the others: 1 - p would be rounded to 0.
     weight = jnp.where(own, 0, jax.nn.softmax(logits)).sum()

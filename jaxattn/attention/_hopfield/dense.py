@@ -10,6 +10,9 @@ from jaxattn.attention._hopfield import inputs, rows
 from jaxattn.numerics._dtypes import accumulator
 from jaxattn.softmax import softmax_attention
 
+# Energies are differences of large numbers, which fewer digits would not show.
+_HIGHEST = lax.Precision.HIGHEST
+
 
 def hopfield_energy(
   x: jax.Array, patterns: jax.Array, beta: float | jax.Array
@@ -100,9 +103,20 @@ def hopfield_update(
 
 
 def _log_mean_exp(logits: jax.Array) -> jax.Array:
-  """Over the last axis; with all its digits where logits are close to 0."""
+  """Over the last axis, with all its digits.
+
+  Logits that are close to each other, as all are for small beta, have a mean
+  of exp close to 1; where one is far above the others, 1 + that mean - 1 would
+  lose all but 1 / M of it.
+  """
   peak = lax.stop_gradient(logits.max(-1, keepdims=True))
-  return jnp.log1p(jnp.expm1(logits - peak).mean(-1)) + peak[..., 0]
+  below = logits - peak
+  close = below.min(-1) > -1
+  near = jnp.where(close[..., None], below, 0)
+  log = jnp.where(
+    close, jnp.log1p(jnp.expm1(near).mean(-1)), jnp.log(jnp.exp(below).mean(-1))
+  )
+  return log + peak[..., 0]
 
 
 @jax.jit
@@ -112,7 +126,9 @@ def energy(x: jax.Array, patterns: jax.Array, beta: Any) -> jax.Array:
   beta = jnp.asarray(beta, dtype)
 
   def one(x: jax.Array) -> jax.Array:
-    return (x * x).sum() / 2 - _log_mean_exp(beta * (keys @ x)) / beta
+    return (x * x).sum() / 2 - _log_mean_exp(
+      beta * jnp.matmul(keys, x, precision=_HIGHEST)
+    ) / beta
 
   flat = rows.by_rows(one, len(keys), rows.flat(wide))
   out = flat.reshape(x.shape[:-1]) + half_largest_square(keys)

@@ -1,11 +1,13 @@
 """What the functions of Hopfield memories refuse."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxattn import _checks
+from jaxattn.numerics._dtypes import accumulator
 
 
 def check_query(
@@ -39,6 +41,20 @@ def check_dim(x: jax.Array, dim: int) -> None:
 def check_beta(beta: Any) -> None:
   _checks.check_scalar("beta", beta)
   _checks.check_positive("beta", beta)
+  if _checks.is_concrete(beta) and not math.isfinite(float(beta)):
+    raise ValueError(
+      f"beta must be finite, got {beta}: the limit is topk_attention with k=1"
+    )
+
+
+def check_dtype(name: str, x: jax.Array, dtype: Any) -> None:
+  """Raises unless ``x`` is accumulated in ``dtype``, which a state has."""
+  _checks.check_floating(name, x)
+  if accumulator(x.dtype) != dtype:
+    raise ValueError(
+      f"{name} must have a dtype that is accumulated in that of the state, "
+      f"{dtype}, got {x.dtype}"
+    )
 
 
 def check_values(values: jax.Array, patterns: jax.Array) -> None:

@@ -9,13 +9,15 @@ from jaxattn.features import (
   feature_count,
   taylor_error_bound,
 )
+from jaxattn.features.monomials import MAX_FEATURES
 
 
 class HopfieldPlan(NamedTuple):
   """What a retrieval will cost, on the host; see :func:`hopfield_plan`.
 
   Attributes:
-    method: "lowrank" if that takes fewer flops, else "dense".
+    method: "lowrank" if that takes fewer flops and no more than the 2^22
+      features that :func:`hopfield_store` allows, else "dense".
     degree: least even degree that meets the error, or None if none up to 100
       does.
     rank: r, its number of features; None without a degree.
@@ -55,7 +57,7 @@ def hopfield_plan(
   small logits, and the flops say how small.
 
   Args:
-    radius: A > 0, bound on :math:`|\beta x \cdot (\xi - \bar\xi)|`:
+    radius: A >= 0, bound on :math:`|\beta x \cdot (\xi - \bar\xi)|`:
       :func:`jaxattn.attention.logit_radius` with ``center_keys=True`` measures
       it. A static number.
     dim: d.
@@ -93,10 +95,12 @@ def hopfield_plan(
     ("num_steps", num_steps),
   ):
     _checks.check_integer(name, size, 1, None)
-  for name, number in (("radius", radius), ("eps", eps)):
-    _checks.check_scalar(name, number)
-    if not 0 < number < math.inf:
-      raise ValueError(f"{name} must be positive and finite, got {number}")
+  _checks.check_scalar("radius", radius)
+  _checks.check_scalar("eps", eps)
+  if not 0 <= radius < math.inf:
+    raise ValueError(f"radius must be at least 0 and finite, got {radius}")
+  if not 0 < eps < math.inf:
+    raise ValueError(f"eps must be positive and finite, got {eps}")
   updates = num_queries * num_steps
   flops_dense = 4.0 * num_patterns * updates * dim
   # Then 2 eps' / (1 - eps') <= eps.
@@ -106,9 +110,10 @@ def hopfield_plan(
   rank = feature_count(dim, degree)
   # Two products a feature, and those with the d + 1 columns of the state.
   flops_lowrank = 2.0 * (num_patterns + updates) * rank * (dim + 2)
-  error = taylor_error_bound(radius, degree)
+  error = taylor_error_bound(radius, degree) if radius else 0.0
+  cheap = flops_lowrank < flops_dense and rank <= MAX_FEATURES
   return HopfieldPlan(
-    "lowrank" if flops_lowrank < flops_dense else "dense",
+    "lowrank" if cheap else "dense",
     degree,
     rank,
     flops_dense,
@@ -119,6 +124,9 @@ def hopfield_plan(
 
 def _degree(eps: float, radius: float) -> int | None:
   """Least even degree of a relative error below ``eps``, if there is one."""
+  if radius == 0:
+    # All weights are 1.
+    return 0
   try:
     return degree_for(eps, radius, kind="taylor_bound")
   except ValueError:

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, overload
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import checkify
 
 from jaxattn import _checks
 from jaxattn.attention._hopfield import dense, inputs, rows
@@ -90,8 +91,9 @@ def hopfield_retrieve(
     max_steps: at most so many updates, at least 1.
     tol: >= 0; may be traced.
     method: ``"dense"``, or ``"lowrank"``, updates by ``state``.
-    state: of :func:`hopfield_store`, with the same ``beta``. If it was stored
-      with values, ask for one step: the next would start from a value.
+    state: of :func:`hopfield_store`, with the same ``beta``; the gradient in
+      beta flows through the state. If it was stored with values, ask for one
+      step: the next would start from a value.
     backward: ``"unrolled"`` differentiates the updates as they were taken, in
       reverse mode; ``"implicit"`` the fixed point by the implicit function
       theorem, which keeps nothing of the way and has no gradient in ``x``; it
@@ -99,18 +101,24 @@ def hopfield_retrieve(
     return_info: also return a :class:`HopfieldInfo`.
 
   Returns:
-    (..., d) of the dtype of ``x``, with the info if asked for.
+    (..., d) of the dtype of ``x``, with the info if asked for. NaN where only
+    tracing hides that ``beta`` is not that of the state, or that a second
+    update would start from a value.
 
   Raises:
     ValueError: if shapes, dtypes or options do not fit; outside of ``jit`` also
       if the features cannot promise any accuracy for these logits, as "low-rank
       retrieval invalid: kernel error bound 3.1 >= 1; reduce beta or use
-      method='dense'".
+      method='dense'". By norms, or by the logits with ``patterns`` if these
+      are all that the state holds.
+    checkify.JaxRuntimeError: the same from ``err.throw()`` of a checkified
+      caller, by norms alone.
 
   Cost:
     4 M d flops a query and update, or 2 r (d + 2) low-rank. The unrolled
-    gradient keeps each step, the implicit one solves a system of size d for
-    each query.
+    gradient keeps each step, and its updates go on under ``vmap`` until
+    ``max_steps``, whatever has converged; the implicit one takes one update
+    more and solves a system of size d for each query.
 
   Source:
     arXiv 2008.02217, theorem 1, for convergence; arXiv 2402.04520 for the
@@ -168,6 +176,7 @@ def iterate_queries(
   *,
   tol: float | jax.Array,
   max_steps: int,
+  unrolled: bool = True,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Updates queries, the last axis of ``x``, until each stands still.
 
@@ -176,6 +185,8 @@ def iterate_queries(
     x: (..., d), floating.
     tol: a query of which no entry changes by more is done.
     max_steps: at most so many steps.
+    unrolled: keep what reverse mode needs, at the price that under ``vmap`` no
+      step is saved.
 
   Returns:
     The queries, with number of steps (...,) int32 and last residual (...,).
@@ -199,10 +210,13 @@ def iterate_queries(
     return lax.cond(all_done, lambda c: c, move, carry), None
 
   residual = jnp.full_like(lax.stop_gradient(x[..., 0]), jnp.inf)
-  num_steps = jnp.zeros_like(residual, jnp.int32)
-  (x, residual, num_steps), _ = lax.scan(
-    one, (x, residual, num_steps), length=max_steps
-  )
+  start = x, residual, jnp.zeros_like(residual, jnp.int32)
+  if unrolled:
+    (x, residual, num_steps), _ = lax.scan(one, start, length=max_steps)
+  else:
+    # A query that still moves has taken every step.
+    going = lambda c: (~(c[1] <= tol) & (c[2] < max_steps)).any()  # noqa: E731
+    x, residual, num_steps = lax.while_loop(going, move, start)
   return x, num_steps, residual
 
 
@@ -218,7 +232,7 @@ def _check_lowrank(
       "state is required with method='lowrank': hopfield_store makes one"
     )
   state = stored.check_state(state)
-  _checks.check_floating("x", x)
+  inputs.check_dtype("x", x, state.z.dtype)
   inputs.check_dim(x, len(state.mean))
   inputs.check_beta(beta)
   if patterns is not None:
@@ -229,6 +243,15 @@ def _check_lowrank(
     raise ValueError(
       "max_steps must be 1, unrolled and without info, for a state whose "
       f"values have size {state.z.shape[1]} and its patterns {x.shape[-1]}"
+    )
+  if (
+    _checks.is_concrete(state.has_values)
+    and state.has_values
+    and not one_update
+  ):
+    raise ValueError(
+      "max_steps must be 1, unrolled and without info, for a state that was "
+      "stored with values: the next update would start from one"
     )
   return state
 
@@ -255,7 +278,7 @@ def _check_promise(
   largest = beta * longest * float(state.radius)
   degree = stored.degree_of(state)
   bound = _kernel_error(largest, degree)
-  if bound >= 1 and patterns is not None and _checks.is_concrete(patterns):
+  if bound >= 1 and patterns is not None and _are_stored(patterns, state):
     # That was by norms. Measured logits may be much smaller.
     key = patterns.astype(wide.dtype) - state.mean[None]
     queries = [wide.reshape(-1, 1, len(state.mean))]
@@ -272,8 +295,37 @@ def _check_promise(
     )
 
 
+def _are_stored(patterns: jax.Array, state: stored.HopfieldState) -> bool:
+  """Whether these are as many as those of the state, and as long."""
+  if not _checks.is_concrete(patterns):
+    return False
+  key = patterns.astype(state.mean.dtype) - state.mean[None]
+  longest = float(jnp.linalg.norm(key, axis=1).max())
+  many = len(patterns) == round(float(state.k[0]))
+  return many and longest >= (1 - 1e-5) * float(state.radius)
+
+
 def _kernel_error(largest: float, degree: int) -> float:
   return taylor_error_bound(largest, degree) if largest > 0 else 0.0
+
+
+def _debug_promise(
+  x: jax.Array, state: stored.HopfieldState, max_steps: int
+) -> None:
+  """As :func:`_check_promise`, under checkify, by norms."""
+  longest = jnp.linalg.norm(x, axis=-1).max()
+  if max_steps > 1:
+    between = jnp.linalg.norm(state.mean) + state.radius
+    longest = jnp.maximum(longest, between)
+  order = stored.degree_of(state) + 1
+  largest = state.beta * longest * state.radius
+  log = 2 * largest + order * jnp.log(largest) - math.lgamma(order + 1)
+  checkify.debug_check(
+    log < 0,
+    "low-rank retrieval invalid: kernel error bound {bound} >= 1; reduce beta "
+    "or use method='dense'",
+    bound=jnp.exp(log),
+  )
 
 
 @functools.partial(
@@ -295,7 +347,14 @@ def _retrieve(
   keys = None if patterns is None else patterns.astype(dtype)
   params: Any = (keys, jnp.asarray(beta, dtype)) if state is None else state
   step = _dense_step if state is None else stored.lowrank_step
-  if max_steps == 1 and not return_info and not implicit:
+  one_update = max_steps == 1 and not return_info and not implicit
+  if state is not None:
+    _debug_promise(wide, state, max_steps)
+    # What could not be checked while tracing.
+    is_same = jnp.abs(beta - state.beta) <= 1e-6 * state.beta
+    is_sound = is_same if one_update else is_same & ~state.has_values
+    wide = jnp.where(is_sound, wide, jnp.nan)
+  if one_update:
     # The one case in which values need not be patterns.
     out = step(params, wide)
     return out.reshape(*x.shape[:-1], -1).astype(x.dtype), None
@@ -305,7 +364,11 @@ def _retrieve(
   else:
     fixed, row = params, None
   out, num_steps, residual = iterate_queries(
-    functools.partial(step, fixed), wide, tol=tol, max_steps=max_steps
+    functools.partial(step, fixed),
+    wide,
+    tol=tol,
+    max_steps=max_steps,
+    unrolled=not implicit,
   )
   if row is not None:
     out = _with_implicit_gradient(row, params, lax.stop_gradient(out))
@@ -324,14 +387,16 @@ def _retrieve(
 def _with_implicit_gradient(
   row: Callable[[Any, jax.Array], jax.Array], params: Any, x: jax.Array
 ) -> jax.Array:
-  """One update more of (L, d) fixed points, differentiated as such."""
+  """(L, d) fixed points as they are, differentiated as such."""
   largest = max(leaf.size for leaf in jax.tree.leaves(params))
 
   def one(x: jax.Array) -> jax.Array:
     return fixed_point(row, params, x, tol=math.inf, max_steps=1)
 
   # The gradient holds a Jacobian of what a row is made from.
-  return rows.by_rows(one, largest * x.shape[1], x)
+  after = rows.by_rows(one, largest * x.shape[1], x)
+  # Nothing is added: an update more would be one that nobody counted.
+  return x + (after - lax.stop_gradient(after))
 
 
 def _dense_step(params: Any, x: jax.Array) -> jax.Array:

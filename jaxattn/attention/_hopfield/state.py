@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxattn import _checks
 from jaxattn.attention._hopfield import inputs, rows
@@ -32,6 +33,8 @@ class HopfieldState(NamedTuple):
       weights of a query by one factor and makes logits smaller.
     beta: () inverse temperature, which the features hold.
     radius: () bound on the norm of the patterns less ``mean``.
+    has_values: () bool, whether z holds values other than the patterns, from
+      which no further update can start.
   """
 
   z: jax.Array
@@ -39,6 +42,7 @@ class HopfieldState(NamedTuple):
   mean: jax.Array
   beta: jax.Array
   radius: jax.Array
+  has_values: jax.Array
 
 
 def hopfield_store(
@@ -110,6 +114,7 @@ def hopfield_store(
     patterns,
     patterns if values is None else values,
     jnp.asarray(beta, dtype),
+    jnp.asarray(values is not None),
     degree=degree,
     chunk_size=chunk_size,
   )
@@ -125,14 +130,17 @@ def hopfield_add(
 
   Args:
     state: of :func:`hopfield_store`.
-    pattern: (d,), or (n, d) for several; floating.
+    pattern: (d,), or (n, d) for several; floating, of a dtype that is
+      accumulated in that of the state.
     value: (Hv,) or (n, Hv) if the state was stored with values, else None.
 
   Returns:
-    The new state.
+    The new state. Where only tracing hides that ``value`` is missing, or too
+    much, its ``z`` is NaN.
 
   Raises:
-    ValueError: if shapes or dtypes do not fit.
+    ValueError: if shapes or dtypes do not fit, or ``value`` is missing or too
+      much.
 
   Cost:
     2 r (Hv + 2) flops a pattern.
@@ -162,10 +170,12 @@ def hopfield_forget(
     value: (Hv,) or (n, Hv) as it was stored with the pattern, else None.
 
   Returns:
-    The new state; its ``radius`` stays what it was.
+    The new state; its ``radius`` stays what it was. That a pattern was stored
+    cannot be seen from sums, and is not checked.
 
   Raises:
-    ValueError: if shapes or dtypes do not fit.
+    ValueError: as :func:`hopfield_add`; outside of ``jit`` also if none would
+      be left, as "state must keep a pattern, got one with 0 left".
 
   Cost:
     2 r (Hv + 2) flops a pattern.
@@ -207,29 +217,45 @@ def degree_of(state: HopfieldState) -> int:
 
 
 def lowrank_step(state: HopfieldState, x: jax.Array) -> jax.Array:
-  row = functools.partial(lowrank_row, state)
-  return rows.by_rows(row, len(state.k), x)
+  """One update of (L, d) queries."""
+  both = jnp.concatenate([state.z, state.k[:, None]], 1)
+
+  def part(x: jax.Array) -> jax.Array:
+    sums = _products(both.T, state, x)
+    return (sums[:-1] / sums[-1:]).T
+
+  return rows.in_parts(part, len(state.k), x)
 
 
 def lowrank_row(state: HopfieldState, x: jax.Array) -> jax.Array:
-  features = _features(state, x)
-  return features @ state.z / (features @ state.k)
+  """The same for one query."""
+  return lowrank_step(state, x[None])[0]
 
 
-def _features(state: HopfieldState, x: jax.Array) -> jax.Array:
-  return taylor_features(x, degree_of(state), scale=state.beta)
+def _products(
+  columns: jax.Array, state: HopfieldState, x: jax.Array
+) -> jax.Array:
+  """(c, L), of columns (c, r) and the features of (L, d) queries.
+
+  As features lie in memory, which makes this one product of matrices.
+  """
+  features = taylor_features(x, degree_of(state), scale=state.beta)
+  return jnp.matmul(columns, features.T, precision=lax.Precision.HIGHEST)
 
 
 def lowrank_energy(
   x: jax.Array, patterns: jax.Array, state: HopfieldState
 ) -> jax.Array:
-  def one(x: jax.Array) -> jax.Array:
-    # The first feature is 1, and its sum their number.
-    log = jnp.log(_features(state, x) @ state.k / state.k[0]) / state.beta
-    return (x * x).sum() / 2 - log - x @ state.mean
+  # The first feature is 1 and its sum their number, beside which the others
+  # may be small.
+  others = state.k.at[0].set(0)[None] / state.k[0]
 
-  energies = rows.by_rows(one, len(state.k), x)
-  return energies + half_largest_square(patterns)
+  def part(x: jax.Array) -> jax.Array:
+    return _products(others, state, x)[0]
+
+  log = jnp.log1p(rows.in_parts(part, len(state.k), x)) / state.beta
+  shift = jnp.matmul(x, state.mean, precision=lax.Precision.HIGHEST)
+  return (x * x).sum(-1) / 2 - log - shift + half_largest_square(patterns)
 
 
 @functools.partial(jax.jit, static_argnames=("degree", "chunk_size"))
@@ -237,6 +263,7 @@ def _store(
   patterns: jax.Array,
   values: jax.Array,
   beta: jax.Array,
+  has_values: jax.Array,
   *,
   degree: int,
   chunk_size: int | None,
@@ -246,7 +273,9 @@ def _store(
   keys = keys - mean[None]
   sums = _sums(keys, values.astype(beta.dtype), beta, degree, chunk_size)
   radius = jnp.linalg.norm(keys, axis=1).max()
-  return HopfieldState(sums[:, :-1], sums[:, -1], mean, beta, radius)
+  return HopfieldState(
+    sums[:, :-1], sums[:, -1], mean, beta, radius, has_values
+  )
 
 
 def _sums(
@@ -262,7 +291,8 @@ def _sums(
     return taylor_features(x, degree, scale=beta)
 
   pairs = keys[:, None], values[:, None]
-  return feature_moments(feature_fn, *pairs, chunk_size=chunk_size)[0]
+  with jax.default_matmul_precision("highest"):
+    return feature_moments(feature_fn, *pairs, chunk_size=chunk_size)[0]
 
 
 def _changed(
@@ -271,25 +301,37 @@ def _changed(
   state, pattern = check_state(state), jnp.asarray(pattern)
   dim, value_dim = len(state.mean), state.z.shape[1]
   _checks.check_rank("pattern", pattern, (1, 2))
-  _checks.check_floating("pattern", pattern)
+  inputs.check_dtype("pattern", pattern, state.z.dtype)
   shape = *((None,) * (pattern.ndim - 1)), dim
   _checks.check_shape("pattern", pattern, shape, "(d,) or (n, d)")
-  if value is None:
-    if value_dim != dim:
-      raise ValueError(
-        f"value is required: the state holds values of size {value_dim}"
-      )
-    value = pattern
-  value = jnp.asarray(value)
-  _checks.check_floating("value", value)
+  given = value is not None
+  has_values = state.has_values
+  known = _checks.is_concrete(has_values)
+  if not given and (value_dim != dim or (known and has_values)):
+    raise ValueError(
+      f"value is required: the state holds values of size {value_dim}"
+    )
+  value = jnp.asarray(value) if given else pattern
+  inputs.check_dtype("value", value, state.z.dtype)
   shape = *pattern.shape[:-1], value_dim
   _checks.check_shape("value", value, shape, "one for each pattern")
-  return _change(state, jnp.atleast_2d(pattern), jnp.atleast_2d(value), sign)
+  if given and value_dim == dim and known and not has_values:
+    raise ValueError("value must be None: the state holds patterns alone")
+  patterns = jnp.atleast_2d(pattern)
+  if sign < 0 and _checks.is_concrete(state.k):
+    left = round(float(state.k[0])) - len(patterns)
+    if left < 1:
+      raise ValueError(f"state must keep a pattern, got one with {left} left")
+  return _change(state, patterns, jnp.atleast_2d(value), sign, given)
 
 
-@functools.partial(jax.jit, static_argnums=3)
+@functools.partial(jax.jit, static_argnums=(3, 4))
 def _change(
-  state: HopfieldState, patterns: jax.Array, values: jax.Array, sign: int
+  state: HopfieldState,
+  patterns: jax.Array,
+  values: jax.Array,
+  sign: int,
+  given: bool,
 ) -> HopfieldState:
   dtype = state.z.dtype
   keys = patterns.astype(dtype) - state.mean[None]
@@ -298,6 +340,5 @@ def _change(
   radius = state.radius
   if sign > 0:
     radius = jnp.maximum(radius, jnp.linalg.norm(keys, axis=1).max())
-  return state._replace(
-    z=state.z + sums[:, :-1], k=state.k + sums[:, -1], radius=radius
-  )
+  z = jnp.where(state.has_values == given, state.z + sums[:, :-1], jnp.nan)
+  return state._replace(z=z, k=state.k + sums[:, -1], radius=radius)
