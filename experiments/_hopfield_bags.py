@@ -13,7 +13,7 @@ from jax import lax
 from jaxattn import data
 from jaxattn.models import HopfieldLayer, HopfieldPooling
 
-POOLINGS = ("mean", "attention", "hopfield")
+POOLINGS = ("mean", "wide-mean", "attention", "hopfield", "three-steps")
 
 # A ConfigDict: what type a field has is known at run time only.
 Config = Any
@@ -23,8 +23,8 @@ class BagClassifier(nn.Module):
   """Embeds the elements of a bag, pools them, and gives one logit.
 
   Attributes:
-    pooling: "mean"; "attention", weights from a network of one hidden layer;
-      or "hopfield".
+    pooling: "mean", or "wide-mean"; "attention", weights from a network of one
+      hidden layer; "hopfield", one step, or "three-steps".
     dim: of the embedding.
     head_dim: of the two kinds that attend.
   """
@@ -37,8 +37,9 @@ class BagClassifier(nn.Module):
   def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
     """Classifies (B, S, F) bags; ``mask`` (B, S) hides what is none."""
     x = nn.relu(nn.Dense(self.dim)(x))
-    if self.pooling == "hopfield":
-      layer = HopfieldLayer(head_dim=self.head_dim)
+    if self.pooling in ("hopfield", "three-steps"):
+      steps = 1 if self.pooling == "hopfield" else 3
+      layer = HopfieldLayer(head_dim=self.head_dim, max_steps=steps)
       pooled = HopfieldPooling(layer=layer)(x, key_mask=mask)[:, 0]
     else:
       scores = jnp.zeros(mask.shape, x.dtype)
@@ -59,7 +60,8 @@ def bags_point(config: Config, pooling: str) -> dict[str, Any]:
     (pixels[half][~hits[half]], pixels[half][hits[half]])
     for half in (slice(config.num_train), slice(config.num_train, None))
   )
-  model = BagClassifier(pooling, config.bag_dim, config.bag_head_dim)
+  dim = config.bag_wide_dim if pooling == "wide-mean" else config.bag_dim
+  model = BagClassifier(pooling, dim, config.bag_head_dim)
   rngs = jax.random.split(jax.random.key(config.seed), config.bag_seeds)
   run = jax.vmap(functools.partial(_train, model, config, train, test))
   accuracy, params = jax.jit(run)(rngs)

@@ -57,10 +57,7 @@ Point = dict[str, Any]
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
   """Runs the experiment; see the module's docstring."""
-  if not config.parts or not set(config.parts) <= set(_PARTS):
-    raise harness.UsageError(
-      f"parts must be among {', '.join(_PARTS)}, got {config.parts}"
-    )
+  harness.check_parts(config, _PARTS)
   wd = harness.open_workdir(workdir, config)
   harness.use_style()
   checks, timed, values, panels = [], [], {}, []
@@ -70,7 +67,11 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
       "digits",
       _digits,
       _digit_checks,
-      (_draw_accuracy, _draw_examples, _draw_digit_features),
+      (
+        *(functools.partial(_draw_accuracy, kind) for kind in _QUERIES),
+        *(functools.partial(_draw_examples, kind) for kind in _QUERIES),
+        _draw_digit_features,
+      ),
     ),
     ("capacity", _capacity, _capacity_checks, (_draw_capacity,)),
     ("bags", _bags, _bag_checks, (_draw_bags,)),
@@ -146,17 +147,19 @@ def largest_logit(x: np.ndarray, patterns: np.ndarray) -> float:
 
 
 def rank_point(config: Config, d: int, m: int) -> Point:
-  """By share: rank, largest logit, and features that a plan asks for."""
-  ranks, radii, features = [], [], []
+  """By share: rank, largest logit, and what a plan asks for."""
+  ranks, radii, degrees, features = [], [], [], []
   for share in config.shares:
     x, patterns = instance(m, d, share * math.sqrt(math.log(m)), config.seed)
     ranks.append(numerical_rank(x, patterns, config.rank_tol))
     radii.append(largest_logit(x, patterns))
     plan = hopfield_plan(radii[-1], d, m, m, eps=config.eps)
+    degrees.append(math.inf if plan.degree is None else plan.degree)
     features.append(math.inf if plan.rank is None else plan.rank)
   return {
     "rank": np.array(ranks),
     "radius": np.array(radii),
+    "degree": np.array(degrees, float),
     "features": np.array(features, float),
   }
 
@@ -169,6 +172,19 @@ def table_point(config: Config, d: int) -> Point:
     for bound in config.table_bounds
   ]
   return {"rank": np.array(ranks)}
+
+
+def crossing(config: Config, ranks: np.ndarray) -> float:
+  """B / sqrt(log M) at which the rank passes M / 4; NaN if it does not."""
+  m = config.table_length
+  share = ranks / m
+  if not share[0] < 0.25 < share[-1]:
+    return math.nan
+  i = int(np.argmax(share >= 0.25))
+  bound = np.interp(
+    0.25, share[i - 1 : i + 1], config.table_bounds[i - 1 : i + 1]
+  )
+  return float(bound) / math.sqrt(math.log(m))
 
 
 def seconds_point(config: Config, m: int) -> Point:
@@ -239,9 +255,22 @@ def _phase_checks(config: Config, values: Point) -> list[harness.Check]:
       checks.append(
         harness.Check(f"{name}, over {want}", rank / want, *accepted.table)
       )
+    where = f"M={config.lengths[-1]}, d={d}"
     largest = values[f"rank_{d}"][-1, hard] / config.lengths[-1]
-    name = f"rank / M, M={config.lengths[-1]}, B = 1.2 sqrt(log M), d={d}"
+    name = f"rank / M, B = 1.2 sqrt(log M), {where}"
     checks.append(harness.Check(name, largest))
+    degree = values[f"degree_{d}"][-1, easy]
+    name = (
+      f"degree of a promise of {config.eps:g}, B = 0.25 sqrt(log M), {where}"
+    )
+    checks.append(harness.Check(name, degree))
+  for d, accept in zip(config.dims, accepted.crossings, strict=True):
+    name = (
+      f"B / sqrt(log M) where rank / M is 1/4, M={config.table_length}, d={d}"
+    )
+    checks.append(
+      harness.Check(name, crossing(config, values[f"table_{d}"]), *accept)
+    )
   used = values["seconds_error"] / values["seconds_bound"]
   name = "largest error of low rank over its bound, where it is timed"
   return [*checks, harness.Check(name, used.max(), *accepted.bound)]
@@ -348,17 +377,21 @@ def digits_point(config: Config, num: int) -> Point:
 
 
 def examples_point(config: Config) -> Point:
-  """Some queries and what comes back, at the largest beta."""
-  num = config.memories[0]
-  patterns, queries = digits_of(config, num)
-  found = hopfield_retrieve(
-    queries["masked"], patterns, config.betas[-1], max_steps=config.max_steps
-  )
-  return {
-    "example_stored": np.asarray(patterns[:6]),
-    "example_query": np.asarray(queries["masked"][:6]),
-    "example_found": np.asarray(found[:6]),
-  }
+  """Some queries and what comes back: few and many stored, coldest."""
+  values: Point = {}
+  for kind, num in _examples(config):
+    patterns, queries = digits_of(config, num)
+    x = queries[kind][:6]
+    found = hopfield_retrieve(
+      x, patterns, config.betas[-1], max_steps=config.max_steps
+    )
+    for name, y in (("stored", patterns), ("query", x), ("found", found)):
+      values[f"example_{kind}_{name}"] = np.asarray(y[:6])
+  return values
+
+
+def _examples(config: Config) -> list[tuple[str, int]]:
+  return list(zip(_QUERIES, (config.memories[0], config.memories[-1])))
 
 
 def features_point(config: Config) -> Point:
@@ -380,12 +413,12 @@ def features_point(config: Config) -> Point:
       dense = hopfield_update(x, patterns, beta)
       weight = retrieval_error_bound(x, patterns, jnp.arange(num), beta).weight
       norm = jnp.linalg.norm(patterns, axis=1).max()
-      distance = jnp.linalg.norm(low - patterns, axis=1)
-      return (
-        jnp.abs(low - dense).max(),
-        1 - (weight / (2 * norm)).min(),
-        (distance <= config.within).mean(),
-      )
+      retrieved = [
+        (jnp.linalg.norm(y - patterns, axis=1) <= config.within).mean()
+        for y in (low, dense)
+      ]
+      error = jnp.abs(low - dense).max()
+      return error, 1 - (weight / (2 * norm)).min(), *retrieved
 
     rows = np.array([[float(y) for y in measure(b)] for b in beta_of])
     entry = float(jnp.abs(patterns).max())
@@ -401,6 +434,7 @@ def features_point(config: Config) -> Point:
     "bound": np.array(bound),
     "weight": rows[:, 1],
     "retrieved": rows[:, 2],
+    "retrieved_dense": rows[:, 3],
     "rank": np.array([p.rank or math.inf for p in plans], float),
   }
 
@@ -431,17 +465,29 @@ def _digit_checks(config: Config, values: Point) -> list[harness.Check]:
           values["digits_neighbor"][row, i],
         ),
       ]
-  used = values["low_error"] / values["low_bound"]
+  bounded = np.isfinite(values["low_bound"])
+  used = values["low_error"][bounded] / values["low_bound"][bounded]
   checks.append(
     harness.Check(
-      "largest error of low rank on digits over its bound",
+      "largest error of low rank on digits over its bound, where it has one",
       used.max(),
       *accepted.bound,
     )
   )
+  name = "largest of these logits for which the error has a bound"
+  radii = np.array(config.digit_radii)
+  checks.append(harness.Check(name, radii[bounded].max()))
   for i, radius in enumerate(config.digit_radii):
     where = f"digits, logits up to {radius:g}"
     checks += [
+      harness.Check(
+        f"retrieved by one low-rank update, {where}", values["low_retrieved"][i]
+      ),
+      harness.Check(
+        f"retrieved by one dense update, {where}",
+        values["low_retrieved_dense"][i],
+      ),
+      harness.Check(f"features planned, {where}", values["low_rank"][i]),
       harness.Check(f"error of low rank, {where}", values["low_error"][i]),
       harness.Check(f"largest own weight, {where}", values["low_weight"][i]),
     ]
@@ -459,6 +505,13 @@ def _capacity(wd: harness.Workdir) -> Point:
       f"capacity/d={d}", functools.partial(capacity_point, config, d)
     )
     values |= {f"capacity_{name}_{d}": x for name, x in point.items()}
+  for scale, d in config.promised:
+    point = wd.point(
+      f"promised/K={scale:g},d={d}",
+      functools.partial(promised_point, config, scale, d),
+    )
+    where = f"{scale:g}_{d}"
+    values |= {f"theorem_{name}_{where}": x for name, x in point.items()}
   fixed = wd.point("fixed", functools.partial(fixed_point, config))
   return values | {f"fixed_{name}": x for name, x in fixed.items()}
 
@@ -472,26 +525,41 @@ def capacity_point(config: Config, d: int) -> Point:
     shares.append(failures(config, d, num))
     num *= 2
   first = next(
-    (n for n, s in zip(nums, shares) if s > config.failures), 2 * nums[-1]
+    (n for n, s in zip(nums, shares) if s > config.failures), math.inf
   )
   promised = capacity_lower_bound(1.0, 1.0, d, config.delta)
   return {
     "nums": np.array(nums),
     "shares": np.array(shares),
     "first": first,
-    "promised": float(promised.n),
+    "promised": float(promised.ok),
   }
 
 
-def failures(config: Config, d: int, num: int) -> float:
+def promised_point(config: Config, norm_scale: float, d: int) -> Point:
+  """What the theorem promises, and how many patterns keep their weight."""
+  promised = capacity_lower_bound(1.0, norm_scale, d, config.delta)
+  kept, num = 1, 2
+  while num <= config.promised_max:
+    if failures(config, d, num, norm_scale) > config.failures:
+      break
+    kept, num = num, 2 * num
+  number = float(promised.n) if promised.ok else math.nan
+  return {"promised": number, "kept": kept}
+
+
+def failures(
+  config: Config, d: int, num: int, norm_scale: float = 1.0
+) -> float:
   """Share of patterns whose own weight is below a half."""
+  radius = norm_scale * math.sqrt(d - 1)
   rng = np.random.default_rng((config.seed, d, num))
   asked, failed = 0, 0
   while asked < config.capacity_samples:
-    patterns = sphere(rng, num, d, math.sqrt(d - 1)).astype(np.float32)
+    patterns = sphere(rng, num, d, radius).astype(np.float32)
     few = patterns[: max(1, _LOGITS // num)][: config.capacity_samples - asked]
     # Relative to its own, so that a sum of 2 is a weight of a half.
-    logits = few @ patterns.T - np.float32(d - 1)
+    logits = few @ patterns.T - np.float32(radius**2)
     failed += int((np.exp(logits).sum(1) > 2).sum())
     asked += len(few)
   return failed / asked
@@ -537,21 +605,41 @@ def _capacity_checks(config: Config, values: Point) -> list[harness.Check]:
     for d, first in zip(dims, firsts, strict=True)
   ]
   checks += [
+    harness.Check(f"that number over {want}, d={d}", first / want, low, high)
+    for d, first, (want, low, high) in zip(
+      dims, firsts, accepted.capacity_firsts, strict=True
+    )
+  ]
+  checks += [
     harness.Check(
       f"its growth from d={low} to d={high}", after / before,
       accepted.capacity_growth,
     )
     for low, high, before, after in zip(dims, dims[1:], firsts, firsts[1:])
   ]  # fmt: skip
-  promised = [values[f"capacity_promised_{d}"] for d in dims]
-  over = min(f / p for f, p in zip(firsts, promised, strict=True))
+  checks.append(
+    harness.Check(
+      "dimensions of these for which the theorem promises any number",
+      sum(values[f"capacity_promised_{d}"] for d in dims),
+    )
+  )
+  for scale, d in config.promised:
+    where = f"K={scale:g}, d={d}"
+    kept, number = (
+      values[f"theorem_{name}_{scale:g}_{d}"] for name in ("kept", "promised")
+    )
+    checks += [
+      harness.Check(
+        f"patterns with at most {share} of failures, {where}", kept
+      ),
+      harness.Check(
+        f"that number over the theorem's, {where}",
+        kept / number,
+        accepted.over_theorem,
+      ),
+    ]
   return [
     *checks,
-    harness.Check(
-      "that number over the theorem's, least of all d",
-      over,
-      accepted.over_theorem,
-    ),
     harness.Check(
       "largest move of 8 patterns, K=3, d=20, over their norm",
       values["fixed_moved"],
@@ -601,6 +689,14 @@ def _bag_checks(config: Config, values: Point) -> list[harness.Check]:
     harness.Check(
       "hopfield minus attention, points of accuracy",
       points["hopfield"] - points["attention"],
+    ),
+    harness.Check(
+      "hopfield minus a mean of as many parameters, points of accuracy",
+      points["hopfield"] - points["wide-mean"],
+    ),
+    harness.Check(
+      "hopfield of three steps minus one of one, points of accuracy",
+      points["three-steps"] - points["hopfield"],
     ),
   ]
 
@@ -681,8 +777,8 @@ def _draw_time(ax: Axes, config: Config, values: Point) -> None:
   ax.legend(loc="upper left")
 
 
-def _draw_accuracy(ax: Axes, config: Config, values: Point) -> None:
-  shares = 100 * values["digits_retrieved"][:, _QUERIES.index("masked")]
+def _draw_accuracy(kind: str, ax: Axes, config: Config, values: Point) -> None:
+  shares = 100 * values["digits_retrieved"][:, _QUERIES.index(kind)]
   ax.imshow(
     shares, origin="lower", aspect="auto", cmap="Blues", vmin=0, vmax=130
   )
@@ -693,20 +789,24 @@ def _draw_accuracy(ax: Axes, config: Config, values: Point) -> None:
   ax.set_yticks(range(len(config.memories)), [str(m) for m in config.memories])
   ax.grid(False)
   ax.set(
-    title=f"Digits with {100 * config.masked:.0f} % of pixels gone: "
-    "% retrieved",
+    title={
+      "masked": f"Digits with {100 * config.masked:.0f} % of pixels gone",
+      "noisy": f"Digits with noise of norm {config.noise:g}",
+    }[kind]
+    + ": % retrieved",
     xlabel=r"inverse temperature $\beta$",
     ylabel="patterns stored",
   )
 
 
-def _draw_examples(ax: Axes, config: Config, values: Point) -> None:
+def _draw_examples(kind: str, ax: Axes, config: Config, values: Point) -> None:
   rows = ("query", "found", "stored")
-  largest = max(np.abs(values[f"example_{row}"]).max() for row in rows)
-  gap, columns = 1, len(values["example_query"])
+  images = [values[f"example_{kind}_{row}"] for row in rows]
+  largest = np.abs(images).max()
+  gap, columns = 1, len(images[0])
   canvas = np.full((3 * 9 - gap, columns * 9 - gap), np.nan)
-  for i, row in enumerate(rows):
-    for j, image in enumerate(values[f"example_{row}"]):
+  for i, row in enumerate(images):
+    for j, image in enumerate(row):
       canvas[9 * i : 9 * i + 8, 9 * j : 9 * j + 8] = image.reshape(8, 8)
   ax.imshow(canvas, cmap="RdGy", vmin=-largest, vmax=largest, aspect="equal")
   ax.set_yticks([4 + 9 * i for i in range(3)], rows)
@@ -714,7 +814,7 @@ def _draw_examples(ax: Axes, config: Config, values: Point) -> None:
   ax.grid(False)
   ax.spines[:].set_visible(False)
   ax.set(
-    title=f"M = {config.memories[0]}, "
+    title=f"{kind}, M = {dict(_examples(config))[kind]}, "
     rf"$\beta$ = {config.betas[-1]:g}: pixels less their mean"
   )
 

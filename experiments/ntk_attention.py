@@ -60,10 +60,7 @@ Point = dict[str, Any]
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> harness.Verdict:
   """Runs the experiment; see the module's docstring."""
-  if not config.parts or not set(config.parts) <= set(_PARTS):
-    raise harness.UsageError(
-      f"parts must be among {', '.join(_PARTS)}, got {config.parts}"
-    )
+  harness.check_parts(config, _PARTS)
   wd = harness.open_workdir(workdir, config)
   harness.use_style()
   training = _draw_losses, _draw_changes, _draw_rates

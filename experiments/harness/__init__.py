@@ -25,6 +25,7 @@ from experiments.harness.app import main as main
 from experiments.harness.checkpoint import Checkpointer as Checkpointer
 from experiments.harness.config import TIERS as TIERS
 from experiments.harness.config import UsageError as UsageError
+from experiments.harness.config import check_parts as check_parts
 from experiments.harness.config import load_config as load_config
 from experiments.harness.distributed import device_mesh as device_mesh
 from experiments.harness.metrics import MetricsWriter as MetricsWriter
@@ -56,6 +57,7 @@ __all__ = [
   "UsageError",
   "Verdict",
   "Workdir",
+  "check_parts",
   "decide",
   "device_mesh",
   "finish",

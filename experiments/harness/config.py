@@ -8,7 +8,7 @@ status 2.
 import math
 import pathlib
 import runpy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ml_collections
@@ -100,6 +100,22 @@ def check_overrides(
           + " or ".join(sorted(t.__name__ for t in expected))
           + f", got {element!r} in {value!r}"
         )
+
+
+def check_parts(config: Any, parts: Sequence[str]) -> None:
+  """Raises unless ``config.parts`` selects some of an experiment's parts.
+
+  Args:
+    config: configuration with a field ``parts``.
+    parts: all that there are.
+
+  Raises:
+    UsageError: if none is selected, or one that does not exist.
+  """
+  if not config.parts or not set(config.parts) <= set(parts):
+    raise UsageError(
+      f"parts must be among {', '.join(parts)}, got {config.parts}"
+    )
 
 
 def describe_fields(config: ml_collections.ConfigDict) -> str:

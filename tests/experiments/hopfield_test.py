@@ -29,6 +29,29 @@ def test_rank_is_that_of_the_softmax():
   np.testing.assert_allclose(experiment.largest_logit(x, patterns), want)
 
 
+def test_crossing_lies_between_the_bounds_around_it():
+  config = harness.load_config(f"{_CONFIG}:cpu")
+  ranks = np.array([5, 5, 15, 31, 62, 170, 294])
+  unit = math.sqrt(math.log(1024))
+  got = experiment.crossing(config, ranks)
+  want = 3 + (256 - 170) / (294 - 170)
+  np.testing.assert_allclose(got, want / unit)
+  assert math.isnan(experiment.crossing(config, ranks // 2))
+
+
+def test_numbers_that_nobody_measured_are_none():
+  config = harness.load_config(f"{_CONFIG}:smoke")
+  config.capacity_max = 32
+  point = experiment.capacity_point(config, 9)
+  assert point["first"] == math.inf
+  assert max(point["shares"]) <= config.failures
+  # The theorem says nothing there, and something here.
+  assert not point["promised"]
+  point = experiment.promised_point(config, 1.0, 75)
+  assert 10 < point["promised"] < 11
+  assert math.isnan(experiment.promised_point(config, 1.0, 9)["promised"])
+
+
 def test_failures_are_small_own_weights():
   config = harness.load_config(f"{_CONFIG}:smoke")
   got = experiment.failures(config, 5, 8)
