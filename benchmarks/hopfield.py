@@ -2,9 +2,9 @@
 
 Float32, entries uniform in [-1, 1], beta = 1 / 8, degree 4, one update of M
 queries by M patterns; low rank includes storing, and has a bar at d = 8. Peer:
-attention of ``jax.nn`` with its scale set to beta. The layer with three updates is raced
-against the same products, of the same parameters, in PyTorch, as the layer that
-its authors published forms them: that layer is not on the package index.
+attention of ``jax.nn`` with its scale set to beta. The layer with three updates
+is raced against the same products, of the same parameters, in PyTorch, as the
+layer that its authors published forms them: that one is not on the index.
 """
 
 import functools

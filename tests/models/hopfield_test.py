@@ -90,6 +90,13 @@ def test_pooling_is_of_a_set():
   got = pooling.apply(params, stored.at[:, 6:].set(100.0), key_mask=mask)
   want = pooling.apply(params, stored[:, :6])
   np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+  # Of an empty set nothing is read but the bias of the output.
+  got = pooling.apply(
+    params, stored, key_mask=mask & (jnp.arange(2) > 0)[:, None]
+  )
+  bias = params["params"]["layer"]["out"]["bias"]
+  np.testing.assert_allclose(got[0], jnp.tile(bias, (3, 1)), atol=1e-6)
+  np.testing.assert_allclose(got[1], want[1], rtol=0, atol=1e-5)
 
 
 def test_lookup_reads_one_memory():
@@ -138,6 +145,7 @@ def test_lookup_learns_a_memory():
     ({"out_dim": 0}, "out_dim must be >= 1, got 0"),
     ({"max_steps": 0}, "max_steps must be >= 1, got 0"),
     ({"beta": -1.0}, "beta must be positive, got -1.0"),
+    ({"beta": float("inf")}, "beta must be finite, got inf"),
     ({"tol": -1.0}, "tol must be non-negative, got -1.0"),
     ({"norm_inputs": 1}, "norm_inputs must be one of False, True, got 1"),
     ({"norm_hidden": None}, "norm_hidden must be one of False, True, got No"),
