@@ -3,7 +3,7 @@
   python -m experiments.streaming_attention \
     --config=configs/streaming_attention.py:cpu --workdir=/tmp/streaming
 
-cpu, 2 cores that nothing else uses: about three minutes. Expect "reproduced":
+cpu, 2 cores that nothing else uses: about a minute and a half. Expect "reproduced":
 the state of 2^22 tokens is as large as that of one, in the memory of the
 process as well; the error of moments falls like n^-1/2 and that of three
 sketches does not, but like s^-1/2; a step of decoding takes as long at 262144
