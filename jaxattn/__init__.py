@@ -7,6 +7,7 @@ costs:
 * :mod:`jaxattn.features`: polynomial and other feature maps, their moments.
 * :mod:`jaxattn.regression`: regression and inversion problems of attention.
 * :mod:`jaxattn.sampling`: walks in convex bodies, chains, diagnostics.
+* :mod:`jaxattn.iocomplexity`: words that attention moves through a cache.
 * :mod:`jaxattn.newton`: damped, sampled Newton methods for them.
 * :mod:`jaxattn.softmax`: online softmax, the machinery under exact attention.
 * :mod:`jaxattn.sketch`: sketches of vectors and of their tensor powers.
@@ -30,6 +31,7 @@ __all__ = [
   "attention",
   "data",
   "features",
+  "iocomplexity",
   "looped",
   "models",
   "newton",
