@@ -3,19 +3,19 @@ r"""How many words an attention schedule moves between a cache and slow memory.
 The cache holds M words, slow memory any number; inputs begin in slow memory,
 outputs end there; arithmetic is free. With n queries and keys of size d,
 
-===============  ==============================  ========================
-schedule         what stays in the cache         words
-===============  ==============================  ========================
-``fwd_large``    queries and outputs             4 n^2 d^2 / M
-``fwd_fa1``      keys and values                 6 n^2 d^2 / M
-``fwd_small``    a tile of a product             4 n^2 d / sqrt(M)
-``matmul``       a tile of the product           2 m k n / sqrt(M)
-``bwd_large``    keys, values, their gradients   16 n^2 d^2 / M
-``bwd_two_pass`` one side, then the other        14 n^2 d^2 / M
-``bwd_small``    a tile of a product             10 n^2 d / sqrt(M) + 4 n^2
-``train_small``  a tile of a product             (16 n^2 d + 8 n d^2) / sqrt(M)
-``train_large``  queries, then queries again     (10 n^2 d^2 + 8 n d^3) / M
-===============  ==============================  ========================
+================ ============================= =================================
+schedule         what stays in the cache       words
+================ ============================= =================================
+``fwd_large``    queries and outputs           4 n^2 d^2 / M
+``fwd_fa1``      keys and values               6 n^2 d^2 / M
+``fwd_small``    a tile of a product           4 n^2 d / sqrt(M) + n^2
+``matmul``       a tile of the product         2 n^2 d / sqrt(M) + n^2
+``bwd_large``    keys, values, their gradients 16 n^2 d^2 / M
+``bwd_two_pass`` one side, then the other      14 n^2 d^2 / M
+``bwd_small``    a tile of a product           10 n^2 d / sqrt(M) + 3 n^2
+``train_small``  a tile of a product           (8 n d + 6 d^2) n/sqrt(M) + 6 n^2
+``train_large``  queries, then queries again   (10 n^2 d^2 + 8 n d^3) / M
+================ ============================= =================================
 
 to leading order; :func:`io_count` has every word. The problem of ``train_*`` is
 that of arXiv 2410.09397, the gradient in X of half the square of

@@ -64,6 +64,33 @@ def test_words_of_the_papers_problem(n, d, cache, words):
   assert _total("train_small", n, d, cache) == words
 
 
+@pytest.mark.parametrize(
+  ("algorithm", "leading"),
+  [
+    ("fwd_large", lambda n, d, m: 4 * n**2 * d**2 / m),
+    ("fwd_fa1", lambda n, d, m: 6 * n**2 * d**2 / m),
+    ("bwd_large", lambda n, d, m: 16 * n**2 * d**2 / m),
+    ("bwd_two_pass", lambda n, d, m: 14 * n**2 * d**2 / m),
+    ("train_large", lambda n, d, m: (10 * n**2 * d**2 + 8 * n * d**3) / m),
+    ("fwd_small", lambda n, d, m: 4 * n**2 * d / m**0.5 + n**2),
+    ("matmul", lambda n, d, m: 2 * n**2 * d / m**0.5 + n**2),
+    ("bwd_small", lambda n, d, m: 10 * n**2 * d / m**0.5 + 3 * n**2),
+    (
+      "train_small",
+      lambda n, d, m: (8 * n**2 * d + 6 * n * d**2) / m**0.5 + 6 * n**2,
+    ),
+  ],
+)
+def test_leading_orders(algorithm, leading):
+  # Far on its own side of d^2, where tiles divide a head: they are 2^10 wide.
+  is_small = "small" in algorithm or algorithm == "matmul"
+  n, d, cache = (2**22, 2**7, 2**16)
+  if is_small:
+    n, d, cache = (2**18, 2**12, 2**20 + 2**12)
+  ratio = _total(algorithm, n, d, cache) / leading(n, d, cache)
+  assert 1 < ratio < 1.03
+
+
 def test_forward_words_of_one_tiling():
   count = io_count(
     "fwd_large", num_queries=64, num_keys=96, head_dim=8, cache_words=10_000,
