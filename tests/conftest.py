@@ -48,6 +48,8 @@ if not flags.FLAGS.is_parsed():
 # the files below, which look at numbers alone.
 _OPTIMIZED = {"attention", "softmax"}
 _NUMBERS = {
+  "cache_test.py",
+  "exact_test.py",
   "jacobian_test.py",
   "layer_gradients_test.py",
   "losses_test.py",
@@ -56,6 +58,7 @@ _NUMBERS = {
   "polynomial_sketch_test.py",
   "prefix_exact_test.py",
   "prefix_fit_test.py",
+  "tiles_test.py",
 }
 
 # Seconds that each file took; files that grow past the limit must be split.
