@@ -23,6 +23,7 @@ _CONFIG = TransformerConfig(
 )
 
 
+@functools.cache
 def _model(num_layers):
   """Residual, causal, four heads; weights N(0, 1/D), q and k 0.7 of it."""
   config = TransformerConfig(
@@ -41,13 +42,13 @@ def _model(num_layers):
     return w * (0.7 if "query" in name or "key" in name else 1)
 
   params = jax.tree_util.tree_map_with_path(draw, shapes)
-  return config, params, x, targets
+  apply = functools.partial(Transformer(config).apply, return_stats=True)
+  _, stats = jax.jit(apply)(params, x)
+  return config, params, x, targets, stats
 
 
 def _error_and_eps(num_layers, degree):
-  config, params, x, targets = _model(num_layers)
-  apply = functools.partial(Transformer(config).apply, return_stats=True)
-  _, stats = jax.jit(apply)(params, x)
+  config, params, x, targets, stats = _model(num_layers)
   radius = float(stats.logit_radius.max())
   # Not the default, which attends to neighbors exactly.
   config = polynomial(config, degree, radius, local="polynomial")
