@@ -4,14 +4,14 @@
     --config=configs/hopfield.py:cpu --workdir=/tmp/hopfield
 
 cpu, 2 cores that nothing else uses: about two minutes, most of them for the
-ranks at M = 4096. Expect "reproduced": at a quarter
-of sqrt(log M) the rank of the retrieval matrix is a falling share of its size
-and low-rank retrieval takes time like M, dense like M^2; at 1.2 sqrt(log M) the
-rank is more than a quarter of the size; no bound is violated; capacity grows at
-least 8-fold with each 4 dimensions; a pooling layer with memory finds one digit
-among many better than a mean. smoke: seconds, decides nothing. full, one
-accelerator: M up to 8192. --config.parts selects among "phase", "digits",
-"capacity" and "bags"; the verdict is about those alone.
+ranks at M = 4096. Expect "reproduced": at a quarter of sqrt(log M) the rank of
+the retrieval matrix is a falling share of its size and low-rank retrieval takes
+time like M, dense like M^2; at 1.2 sqrt(log M) the rank is more than a quarter
+of the size; no bound is violated; capacity grows at least 8-fold with each 4
+dimensions; a pooling layer with memory finds one digit among many better than a
+mean. smoke: seconds, decides nothing. full, one accelerator: M up to 8192.
+--config.parts selects among "phase", "digits", "capacity" and "bags"; the
+verdict is about those alone.
 """
 
 import ml_collections
@@ -41,8 +41,8 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
   config.eps = 1e-3
 
   # Seconds of a dense and of a low-rank update, storing included, at one share.
-  # Below 4096 a low-rank update is one part of rows, in the cache. The first run
-  # was from 2048 to 16384: its low-rank slope was 0.67.
+  # Below 4096 a low-rank update is one part of rows, in the cache. The first
+  # run was from 2048 to 16384: its low-rank slope was 0.67.
   config.timed_lengths = (4096, 8192, 16384, 32768)
   config.timed_dim, config.timed_share, config.timed_degree = 8, 0.25, 4
   config.rounds, config.seconds_per_point = 3, 1.0

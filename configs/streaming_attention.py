@@ -3,9 +3,9 @@
   python -m experiments.streaming_attention \
     --config=configs/streaming_attention.py:cpu --workdir=/tmp/streaming
 
-cpu, 2 cores that nothing else uses: about a minute and a half. Expect "reproduced":
-the state of 2^22 tokens is as large as that of one, in the memory of the
-process as well; the error of moments falls like n^-1/2 and that of three
+cpu, 2 cores that nothing else uses: about a minute and a half. Expect
+"reproduced": the state of 2^22 tokens is as large as that of one, in the memory
+of the process as well; the error of moments falls like n^-1/2 and that of three
 sketches does not, but like s^-1/2; a step of decoding takes as long at 262144
 tokens as at 1024, and is at 65536 at least 7 times as fast as a cache of them;
 errors on a photograph are within a factor 2 of those specified; queries unlike
