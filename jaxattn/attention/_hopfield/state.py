@@ -87,6 +87,7 @@ def hopfield_store(
 
   Example:
     >>> import jax
+    >>> from jaxattn.attention import hopfield_retrieve, hopfield_update
     >>> patterns = jax.random.normal(jax.random.key(0), (500, 4))
     >>> state = hopfield_store(patterns, 0.05, degree=4)
     >>> dense = hopfield_update(patterns[:3], patterns, 0.05)
