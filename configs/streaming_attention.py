@@ -46,7 +46,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
 
   # Seconds of a step of decoding, by context; sizes and degrees. The slope of a
   # cache is taken between two that are both within the processor's, or both
-  # beyond it: of H=64 up to the first run it was not, from 8 to 34 MB.
+  # beyond it. The first run took H=64 from 8 to 34 MB, one of either.
   config.contexts = (1024, 4096, 16_384, 65_536, 262_144)
   config.slope_contexts = ((16_384, 65_536), (65_536, 262_144))
   config.raced_context = 65_536

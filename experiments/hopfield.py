@@ -630,10 +630,12 @@ def _capacity_checks(config: Config, values: Point) -> list[harness.Check]:
     )
     checks += [
       harness.Check(
-        f"patterns with at most {share} of failures, {where}", kept
+        f"patterns, tried up to {config.promised_max}, with at most {share} of "
+        f"failures, {where}",
+        kept,
       ),
       harness.Check(
-        f"that number over the theorem's, {where}",
+        f"that number, or more, over the theorem's, {where}",
         kept / number,
         accepted.over_theorem,
       ),

@@ -66,13 +66,13 @@ _DIM, _DEGREE, _RADIUS = 4, 4, 2.0
 # Of the one whose memory is, and of the specified ratio of memories.
 _LONG_DIM, _LONG_DEGREE = 8, 2
 _K = 16
-# Specified errors on the photograph, by degree and radius; those of 4 and of 8
-# dimensions agree.
 # The range of the outputs there, and the largest logit over the radius.
 _IMAGE_SPREADS = {1.0: 0.33, 2.0: 0.57, 4.0: 0.78}
 _IMAGE_LOGIT = 0.95
 # Specified errors of moments by length, in one stream.
 _MOMENT_ERRORS = {1000: 3.6e-4, 4000: 1.7e-4, 16_000: 1.3e-4, 64_000: 3.0e-5}
+# Specified errors on the photograph, by degree and radius; those of 4 and of 8
+# dimensions agree.
 _IMAGE_ERRORS = {
   (2, 1.0): 7.6e-3,
   (2, 2.0): 1.5e-2,
@@ -387,15 +387,12 @@ def seconds_point(
     "state": functools.partial(decode_step, state, query),
     "cache": functools.partial(cached_step, query, key, value),
   }
-  # Not in turn: a cache of megabytes leaves no state where a processor is quick
-  # to find it.
-  rounds, at_least = config.rounds, config.seconds_per_point
-  return {
-    name: harness.least_seconds({name: call}, rounds=rounds, at_least=at_least)[
-      name
-    ]
-    for name, call in calls.items()
-  }
+  return harness.least_seconds(
+    calls,
+    rounds=config.rounds,
+    at_least=config.seconds_per_point,
+    in_turn=False,
+  )
 
 
 @jax.jit

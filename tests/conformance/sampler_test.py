@@ -65,7 +65,12 @@ def test_states_and_infos(make, dtype):
   assert jax.tree.map(lambda x: x.shape, after) == want
   assert all(x.dtype == dtype for x in (*state, *after, info.acceptance_rate))
   np.testing.assert_allclose(
-    after.logdensity, -2 * after.position[:, 0], rtol=1e-6
+    after.logdensity,
+    -2 * after.position[:, 0],
+    rtol=1e-6,
+    # Positions are of size 1: what rounding takes off them does not shrink
+    # where they are near 0.
+    atol=2 * jnp.finfo(dtype).eps,
   )
   assert ((info.acceptance_rate >= 0) & (info.acceptance_rate <= 1)).all()
   # A chain that was refused stays; one that moved is elsewhere, and inside.

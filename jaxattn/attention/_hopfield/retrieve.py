@@ -407,4 +407,6 @@ def _dense_step(params: Any, x: jax.Array) -> jax.Array:
 def _dense_row(params: Any, x: jax.Array) -> jax.Array:
   """The same for one query, with derivatives of any kind."""
   patterns, beta = params
-  return jax.nn.softmax(beta * (patterns @ x)) @ patterns
+  exact = lax.Precision.HIGHEST
+  weights = jax.nn.softmax(beta * jnp.dot(patterns, x, precision=exact))
+  return jnp.dot(weights, patterns, precision=exact)
