@@ -104,7 +104,7 @@ def get_config(tier: str = "cpu") -> ml_collections.ConfigDict:
     (4, 0.5, 2.0),
     (64, 0.5, 2.0),
     (2048, 0.5, 2.0),
-    (16384, 2.0, float("inf")),
+    (16384, 2.0, 1e9),
   )
   config.accepted.capacity_growth = 8.0
   config.accepted.over_theorem = 1.0
