@@ -4,18 +4,15 @@
     --config=configs/tensor_attention.py:cpu --workdir=/tmp/tensor
 
 cpu, 2 cores that nothing else uses: about five minutes, most of it training.
-The run on record is "not reproduced" by two slopes of time: polynomial times
-grew like n^0.78 (a single chunk of 2048 tokens takes longer than half of two),
-and exact ones like n^2.52 at the smallest of three sizes, where two runs before
-had 2.64 and 2.77. Expected otherwise: exact times grow like n^3 (slope at least
-2.6), polynomial ones and both gradients like n (0.85 to 1.2 from n = 2048 to
-32768), which makes a factor of 30 at n = 256 and of 150 at n = 512 and more; no
-error is above its bound, and the largest entries for an error are within a
-tenth of their law; one layer of attention to pairs learns Match3 (accuracy 0.97
-at least with M = 19 and 6 tokens), one of ordinary attention does not (0.88 at
-most). The factor at n = 512 and the slope of exact times have little room.
-smoke: seconds, decides nothing. full, one accelerator: Match3 to 32 tokens and
-M = 64.
+The run on record is "not reproduced" by one slope of time: with gradient, H =
+16 grew like n^1.21, of 1.2. Expected otherwise: exact times grow like n^3
+(slope at least 2.6), polynomial ones and both gradients like n (0.85 to 1.2
+from n = 2048 to 32768), with factors over exact of more than 30 at n = 256 and
+150 at n = 512; no error is above its bound, and the largest entries for an
+error are within a tenth of their law; one layer of attention to pairs learns
+Match3 (accuracy 0.97 at least with M = 19 and 6 tokens), one of ordinary
+attention does not (0.88 at most). smoke: seconds, decides nothing. full, one
+accelerator: Match3 to 32 tokens and M = 64.
 """
 
 import ml_collections
