@@ -6,12 +6,15 @@ default one gets that platform's branch. A named implementation runs or raises
 NotImplementedError; it is never replaced by another one.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 from jax import lax
+from jax.extend import core
+from jax.interpreters import batching, mlir
 
-from jaxattn import _checks
+from jaxattn import _checks, _compat
 
 
 class Branch(NamedTuple):
@@ -31,7 +34,7 @@ class Branch(NamedTuple):
 
 def dispatch(
   implementation: str | None,
-  branches: Mapping[str, Branch],
+  branches: Mapping[str, Branch | Sequence[Branch]],
   *operands: Any,
 ) -> Any:
   """Calls one of ``branches`` on ``operands``.
@@ -39,7 +42,9 @@ def dispatch(
   Args:
     implementation: a key of ``branches``, or None for the best one of the
       platform that the computation is lowered for.
-    branches: by name; must hold "xla", which runs everywhere.
+    branches: by name; must hold "xla", which runs everywhere. What has a kernel
+      for each of several platforms is a sequence of those: under its name, each
+      platform gets its own, and lowering for another one fails.
     *operands: arrays and pytrees of arrays.
 
   Returns:
@@ -47,24 +52,106 @@ def dispatch(
 
   Raises:
     ValueError: if ``implementation`` is not a key of ``branches``.
-    NotImplementedError: if a named branch does not support the operands.
+    NotImplementedError: if a named branch does not support the operands, or,
+      when it is lowered, the platform.
   """
   _checks.check_choice("implementation", implementation, (None, *branches))
-  if implementation is not None:
-    branch = branches[implementation]
-    if branch.unsupported is not None:
-      raise NotImplementedError(
-        f"implementation={implementation!r} cannot run here: "
-        f"{branch.unsupported}"
-      )
-    return branch.fn(*operands)
-  offered = {
-    b.platform: b.fn
-    for b in branches.values()
-    if b.platform is not None and b.unsupported is None
-  }
+  if implementation is None:
+    return _best(branches, operands)
+  branch = branches[implementation]
+  if not isinstance(branch, Branch):
+    return _kernel_of_platform(implementation, branches, operands)
+  if branch.unsupported is not None:
+    raise NotImplementedError(_cannot_run(implementation, branch.unsupported))
+  return branch.fn(*operands)
+
+
+def _best(
+  branches: Mapping[str, Branch | Sequence[Branch]], operands: Any
+) -> Any:
+  offered = {}
+  for entry in branches.values():
+    for b in (entry,) if isinstance(entry, Branch) else entry:
+      if b.platform is not None and b.unsupported is None:
+        if b.platform != "cuda" or _is_hopper():
+          offered[b.platform] = b.fn
+  xla = branches["xla"]
+  assert isinstance(xla, Branch)
   if not offered:
-    return branches["xla"].fn(*operands)
+    return xla.fn(*operands)
+  return lax.platform_dependent(*operands, default=xla.fn, **offered)
+
+
+def _kernel_of_platform(
+  implementation: str,
+  branches: Mapping[str, Branch | Sequence[Branch]],
+  operands: Any,
+) -> Any:
+  xla, kernels = branches["xla"], branches[implementation]
+  assert isinstance(xla, Branch)
+  assert not isinstance(kernels, Branch)
+  reasons = [b.unsupported for b in kernels]
+  if None not in reasons:
+    raise NotImplementedError(
+      _cannot_run(implementation, "; ".join(map(str, reasons)))
+    )
+
+  def refuse(reason: str) -> Callable[..., Any]:
+    message = _cannot_run(implementation, reason)
+
+    def fail(*operands: Any) -> Any:
+      axes = _compat.varying_axes(operands)
+      outputs = jax.eval_shape(xla.fn, *operands)
+
+      def output(y: Any) -> jax.Array:
+        y = _compat.full_varying(y.shape, 0, y.dtype, axes)
+        return _refuse.bind(y, message=message)
+
+      return jax.tree.map(output, outputs)
+
+    return fail
+
+  by_platform = {
+    str(b.platform): b.fn if b.unsupported is None else refuse(b.unsupported)
+    for b in kernels
+  }
+  names = {"tpu": "a TPU", "cuda": "an NVIDIA GPU"}
+  needed = " or ".join(names[platform] for platform in by_platform)
   return lax.platform_dependent(
-    *operands, default=branches["xla"].fn, **offered
+    *operands,
+    default=refuse(
+      f"it needs {needed}; 'xla' and 'pallas_interpret' run everywhere"
+    ),
+    **by_platform,
   )
+
+
+def _cannot_run(implementation: str, reason: str) -> str:
+  return f"implementation={implementation!r} cannot run here: {reason}"
+
+
+def _is_hopper() -> bool:
+  """Whether the default device is a GPU that kernels are written for."""
+  if jax.default_backend() != "gpu":
+    return False
+  capability = getattr(jax.local_devices()[0], "compute_capability", "0")
+  return float(capability) >= 9
+
+
+# The identity, which no platform can compile: only then is it known that a
+# named kernel was lowered for a platform that has none.
+_refuse = core.Primitive("jaxattn_refuse")
+_refuse.def_abstract_eval(lambda x, *, message: x)
+batching.defvectorized(_refuse)
+
+
+def _refuse_lowering(ctx: Any, x: Any, *, message: str) -> Any:
+  raise NotImplementedError(message)
+
+
+def _refuse_eagerly(x: Any, *, message: str) -> Any:
+  raise NotImplementedError(message)
+
+
+_refuse.def_impl(_refuse_eagerly)
+mlir.register_lowering(_refuse, _refuse_lowering)

@@ -3,11 +3,16 @@
 One folder an operation, and in each folder:
 
 * ``config.py``: frozen, validated block sizes, as plain numbers.
+* ``operands.py``: what the pieces take: ``Operands`` (arrays), ``Options``
+  (static, hashable) and ``Gradients``.
 * ``reference.py``: the dense formula that every implementation must equal.
-* ``mosaic_tpu.py``, ``mosaic_gpu.py``: forward and gradient pieces.
-* ``api.py``: validates, and says ``supports(shapes, dtypes) -> reason | None``.
+* ``mosaic_tpu.py``, ``mosaic_gpu.py``: ``supports(operands, options) -> reason
+  | None``, ``forward(operands, options) -> (out, residual)`` and
+  ``backward(operands, options, out, residual, *cotangents) -> Gradients``.
+* ``api.py``: the public function: validates, and runs the implementation that
+  the caller names, with its gradient.
 
 Kernels do not dispatch: the ``custom_vjp`` of the operation in ``jaxattn``
-chooses between them and the XLA path. Today ``flash_attention`` holds the block
-sizes that the XLA path uses; its kernels come later.
+chooses between these pieces and the XLA path, and its residuals are common to
+all of them.
 """

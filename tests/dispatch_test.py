@@ -61,6 +61,44 @@ def test_name_that_cannot_run_says_why():
     dispatch("kernel", branches, jnp.ones(3))
 
 
+def _by_platform(**unsupported):
+  kernels = tuple(
+    Branch(fn, platform, unsupported.get(platform))
+    for platform, fn in (("tpu", jnp.tanh), ("cuda", jnp.cos))
+  )
+  return {"xla": Branch(jnp.sin), "kernels": kernels}
+
+
+def test_one_name_is_another_kernel_on_each_platform():
+  branches = _by_platform()
+  assert _operations(branches, "tpu", "kernels") == {"kernel"}
+  assert _operations(branches, "cuda", "kernels") == {"interpret"}
+  # Nobody asked for a GPU here, so there may be none that runs the kernel.
+  assert _operations(branches, "tpu") == {"kernel"}
+  assert _operations(branches, "cuda") == {"xla"}
+
+
+@pytest.mark.parametrize("wrap", [jax.jit, jax.vmap, lambda fn: fn])
+def test_name_without_kernel_for_the_platform_says_why(wrap):
+  fn = wrap(lambda x: dispatch("kernels", _by_platform(), x))
+  with pytest.raises(
+    NotImplementedError,
+    match=r"implementation='kernels' cannot run here: it needs a TPU or an "
+    r"NVIDIA GPU; 'xla' and 'pallas_interpret' run everywhere",
+  ):
+    fn(jnp.ones(3))
+
+
+def test_name_that_one_platform_cannot_run_says_why_there():
+  branches = _by_platform(tpu="head_dim is odd")
+  assert _operations(branches, "cuda", "kernels") == {"interpret"}
+  with pytest.raises(NotImplementedError, match="head_dim is odd"):
+    _operations(branches, "tpu", "kernels")
+  branches = _by_platform(tpu="head_dim is odd", cuda="head_dim is even")
+  with pytest.raises(NotImplementedError, match="is odd; head_dim is even"):
+    jax.eval_shape(lambda x: dispatch("kernels", branches, x), jnp.ones(3))
+
+
 def test_unknown_name_lists_the_known_ones():
   with pytest.raises(
     ValueError,

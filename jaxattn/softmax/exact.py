@@ -25,11 +25,11 @@ from jax import lax
 
 from jaxattn import _checks, _compat
 from jaxattn._dispatch import Branch, dispatch
-from jaxattn.softmax import _backward, _call, _forward, _mesh
+from jaxattn.softmax import _backward, _call, _forward, _kernels, _mesh
 from jaxattn.softmax._tiles import Band
 from pallas_kernels.flash_attention import BlockSizes
 
-_IMPLEMENTATIONS = (None, "xla", "cudnn")
+_IMPLEMENTATIONS = (None, "xla", "pallas", "pallas_interpret", "cudnn")
 
 
 @overload
@@ -120,7 +120,9 @@ def softmax_attention(
     block_sizes: tile sizes; None = chosen for the platform. Never changes the
       result beyond rounding.
     implementation: None = best of the platform, "xla" = this tiled code,
-      "cudnn" = ``jax.nn``'s cuDNN path.
+      "pallas" = the kernels of ``pallas_kernels.flash_attention``,
+      "pallas_interpret" = those, interpreted on any platform, "cudnn" =
+      ``jax.nn``'s cuDNN path.
     precision: of the matrix products.
 
   Returns:
@@ -240,23 +242,23 @@ def _attend(
   return out.reshape(b, t, n, -1), lse.reshape(b, t, n)
 
 
-def _xla_branches(pass_: Any, **static: Any) -> dict[str, Branch]:
+def _xla(pass_: Any, spec: _call.Spec) -> Branch:
   def on(*, cpu: bool) -> Any:
-    return functools.partial(pass_, cpu=cpu, **static)
+    return functools.partial(pass_, spec=spec, cpu=cpu)
 
   def xla(*operands: Any) -> Any:
     return lax.platform_dependent(
       *operands, cpu=on(cpu=True), default=on(cpu=False)
     )
 
-  return {"xla": Branch(xla)}
+  return Branch(xla)
 
 
 def _forward_pass(
   implementation: str | None, spec: _call.Spec, x: _call.Operands
 ) -> tuple[jax.Array, jax.Array]:
-  branches = _xla_branches(_forward.forward, spec=spec)
-  return dispatch(implementation, branches, x)
+  branches = {"xla": _xla(_forward.forward, spec)}
+  return dispatch(implementation, branches | _kernels.forward(spec, x), x)
 
 
 _attention: Any = jax.custom_vjp(_forward_pass, nondiff_argnums=(0, 1))
@@ -290,7 +292,9 @@ def _backward_pass(
   out_bar: jax.Array,
   lse_bar: jax.Array,
 ) -> _call.Gradients:
-  branches = _xla_branches(_backward.backward, spec=spec)
+  branches = {"xla": _xla(_backward.backward, spec)} | _kernels.backward(
+    spec, x
+  )
   return dispatch(implementation, branches, x, out, lse, out_bar, lse_bar)
 
 

@@ -1,6 +1,10 @@
 """Block sizes of exact attention, for kernels and the XLA path alike."""
 
 import dataclasses
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from pallas_kernels.flash_attention.operands import Operands, Options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,3 +42,56 @@ class BlockSizes:
         raise ValueError(
           f"{field.name} must be a positive integer, got {size!r}"
         )
+
+
+# On a TPU: rows of a tile (queries of all heads of a group) and keys.
+# benchmarks/KERNELS.md holds the figures that these come from.
+TPU = BlockSizes(512, 512, 512, 512)
+_TPU_LANES = 128
+
+
+def tpu_block_sizes(
+  x: "Operands", options: "Options", *, exact: bool
+) -> BlockSizes:
+  """Block sizes of one call on a TPU.
+
+  Args:
+    x: the operands.
+    options: static facts.
+    exact: whether any size will do, as it does for an interpreter; else
+      sequences are padded to whole tiles of the hardware.
+
+  Returns:
+    Block sizes that are no larger than the (padded) sequences.
+  """
+  sizes = options.block_sizes
+  group = x.query.shape[2] // x.key.shape[2]
+  chosen = {}
+  for name in ("block_q", "block_q_bwd", "block_k", "block_k_bwd"):
+    queries = name.startswith("block_q")
+    length = x.query.shape[1] if queries else x.key.shape[1]
+    if sizes is None:
+      size = getattr(TPU, name)
+      size = _up(-(-size // group), _TPU_LANES) if queries else size
+    else:
+      size = getattr(sizes, name)
+    chosen[name] = min(size, length if exact else _up(length, _TPU_LANES))
+  return BlockSizes(**chosen)
+
+
+def tpu_reason(x: "Operands", options: "Options") -> str | None:
+  """Why a TPU cannot run these block sizes; None if it can."""
+  if options.block_sizes is None:
+    return None
+  for field in dataclasses.fields(BlockSizes):
+    size = getattr(options.block_sizes, field.name)
+    if size % _TPU_LANES:
+      return (
+        f"{field.name} must be a multiple of {_TPU_LANES} on a TPU, got {size}"
+        f": use {_up(size, _TPU_LANES)}"
+      )
+  return None
+
+
+def _up(size: int, multiple: int) -> int:
+  return -(-size // multiple) * multiple

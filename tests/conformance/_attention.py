@@ -62,6 +62,8 @@ class Member(NamedTuple):
     in_pairs: it attends to pairs of keys: each call passes the suite's keys and
       values as the first ones, and reversed along their last axis, which no
       dtype rounds, as the second ones.
+    narrow_weights: its weights enter products in the dtype of the values, as
+      matrix units take them: that is a second rounding for 16-bit inputs.
     adapted: ``fn`` is not public: it puts together functions whose signature
       differs by nature. Their options and refusals are tested with them.
   """
@@ -75,6 +77,7 @@ class Member(NamedTuple):
   no_keys: bool = False
   refuses: tuple[str, ...] = ()
   in_pairs: bool = False
+  narrow_weights: bool = False
   adapted: bool = False
 
   @property
@@ -367,6 +370,28 @@ def _ask(state: Any, query: Any, scale: Any) -> Any:
   return moment_query(state, query, radius=3.0, scale=scale)
 
 
+def interpreted_attention(
+  query: Any,
+  key: Any,
+  value: Any,
+  *,
+  scale: Any = None,
+  is_causal: bool = False,
+  mask: Any = None,
+) -> Any:
+  """Exact attention by its kernels, interpreted."""
+  return softmax_attention(
+    query,
+    key,
+    value,
+    mask=mask,
+    scale=scale,
+    is_causal=is_causal,
+    block_sizes=BlockSizes(7, 5, 6, 4),
+    implementation="pallas_interpret",
+  )
+
+
 _MASK = np.arange(T)[None, None, None] % 3 > 0
 _KEY_MASK = np.broadcast_to(np.arange(T) % 3 > 0, (B, T))
 _PRECISION = ("highest", "nonsense")
@@ -559,6 +584,15 @@ _ALL = (
     },
     refuses=("mask", "bias"),
     in_pairs=True,
+  ),
+  Member(
+    fn=interpreted_attention,
+    oracle=_softmax_oracle,
+    options=lambda num_keys: {},
+    effects={"mask": _MASK, "scale": 0.25, "is_causal": True},
+    neutral={},
+    narrow_weights=True,
+    adapted=True,
   ),
   Member(
     fn=streamed_moments,

@@ -14,6 +14,7 @@ from tests._dense import value_and_vjp
 from tests._jaxpr import array_sizes
 from tests._recompile import quick_jit
 from tests.softmax._exact import (
+  SELF,
   compiled,
   exact_attention,
   inputs,
@@ -180,8 +181,10 @@ def test_no_array_of_all_logits(fn):
 
 
 @pytest.mark.any_x64
-@pytest.mark.parametrize("platform", ["tpu", "cuda"])
-@pytest.mark.parametrize("implementation", [None, "xla"])
+@pytest.mark.parametrize(
+  ("platform", "implementation"),
+  [("tpu", "xla"), ("cuda", "xla"), ("cuda", None)],
+)
 def test_lowers_for_other_platforms(platform, implementation):
   def run(query, key, value, bias):
     fn = functools.partial(
@@ -207,6 +210,31 @@ def test_cudnn_on_a_cpu_says_why_not():
     match=r"implementation='cudnn' cannot run here: it needs a CUDA device",
   ):
     softmax_attention(*args, implementation="cudnn")
+
+
+def test_pallas_is_refused_where_it_cannot_run():
+  args = inputs(SELF, dtype=jnp.float32)
+  with pytest.raises(NotImplementedError, match="cannot run here: it needs a"):
+    softmax_attention(*args, implementation="pallas")
+  args = inputs(SELF, dtype="float64")
+  with pytest.raises(NotImplementedError, match="float32 or bfloat16, got f"):
+    softmax_attention(*args, implementation="pallas")
+
+
+@pytest.mark.parametrize("implementation", [None, "pallas"])
+def test_a_tpu_takes_the_kernels(implementation):
+  def loss(*args):
+    out = softmax_attention(
+      *args, is_causal=True, implementation=implementation
+    )
+    return out.sum()
+
+  shapes = [jax.typeof(x) for x in inputs(SELF, dtype="float32")]
+  traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*shapes)
+  text = traced.lower(lowering_platforms=("tpu",)).as_text()
+  # Forward, queries, keys and values; no loop of the XLA path.
+  assert text.count("@tpu_custom_call") == 3
+  assert "stablehlo.while" not in text
 
 
 @pytest.mark.any_x64

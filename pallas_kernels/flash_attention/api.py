@@ -1,0 +1,194 @@
+"""Exact attention by a kernel that the caller names; validates, never chooses.
+
+``jaxattn.attention.softmax_attention`` chooses: it calls the same pieces, and
+the XLA path where there is no kernel.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.flash_attention import mosaic_tpu
+from pallas_kernels.flash_attention.config import BlockSizes
+from pallas_kernels.flash_attention.operands import Gradients, Operands, Options
+from pallas_kernels.flash_attention.reference import reference
+
+IMPLEMENTATIONS = ("reference", "mosaic_tpu", "interpret")
+
+
+def flash_attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  *,
+  bias: jax.Array | None = None,
+  mask: jax.Array | None = None,
+  segment_ids: jax.Array | Sequence[jax.Array] | None = None,
+  scale: float | None = None,
+  is_causal: bool = False,
+  local_window_size: int | tuple[int, int] | None = None,
+  return_residual: bool = False,
+  block_sizes: BlockSizes | None = None,
+  implementation: str,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+  r"""Exact attention, :math:`\mathrm{softmax}(\text{scale}\,QK^\top + B)\,V`.
+
+  A query that sees no key gives 0, and a log-sum-exp of -inf.
+
+  Args:
+    query: (B, T, N, H); floating.
+    key: (B, S, K, H). K divides N: each key head serves N / K query heads.
+    value: (B, S, K, Hv).
+    bias: floating (B|1, N|1, T|1, S|1), added to the logits; has a gradient.
+    mask: boolean (B|1, N|1, T|1, S|1); True = attend.
+    segment_ids: integers (B, T), or a pair (B, T), (B, S): a query sees the
+      keys of its own segment.
+    scale: factor on the logits; None = 1 / sqrt(H).
+    is_causal: query t sees keys 0 to t.
+    local_window_size: (left, right) or one integer for both: query t sees keys
+      t - left to t + right.
+    return_residual: also return the log-sum-exp.
+    block_sizes: tiles; None = those of ``config``.
+    implementation: "mosaic_tpu", "interpret" (the same, anywhere), or
+      "reference" (the dense formula).
+
+  Returns:
+    (B, T, N, Hv), and with ``return_residual`` the log-sum-exp (B, T, N).
+
+  Raises:
+    ValueError: if shapes, dtypes or options do not fit.
+    NotImplementedError: if the kernel cannot take these operands.
+
+  Cost:
+    4 T S H flops a head forward, 14 T S H backward; O(T + S) memory.
+
+  Source:
+    arXiv 2307.08691, algorithms 1 and 2.
+
+  Example:
+    >>> import jax
+    >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 128, 4, 16))
+    >>> flash_attention(q, k, v, implementation="interpret").shape
+    (1, 128, 4, 16)
+  """
+  if implementation not in IMPLEMENTATIONS:
+    raise ValueError(
+      f"implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}"
+    )
+  _check_arrays(query, key, value, bias, mask)
+  segments = _segments(segment_ids, query.shape[:2], key.shape[:2])
+  x = Operands(query, key, value, bias, mask, *segments)
+  scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+  before, after = _window(local_window_size)
+  after = 0 if is_causal else after
+  options = Options(scale, before, after, block_sizes)
+  reason = None
+  if implementation == "mosaic_tpu":
+    reason = mosaic_tpu.supports(x, options)
+  if reason is not None:
+    raise NotImplementedError(reason)
+  out, lse = _attend(implementation, options, x)
+  return (out, lse) if return_residual else out
+
+
+def _check_arrays(
+  query: jax.Array, key: jax.Array, value: jax.Array, bias: Any, mask: Any
+) -> None:
+  for name, x in (("query", query), ("key", key), ("value", value)):
+    if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
+      raise ValueError(
+        f"{name} must be floating of 4 dimensions, got {x.dtype} {x.shape}"
+      )
+    if x.dtype != query.dtype:
+      raise ValueError(
+        f"query, key and value must have one dtype, got {name} of {x.dtype} "
+        f"and query of {query.dtype}"
+      )
+  b, t, n, h = query.shape
+  s, k = key.shape[1:3]
+  if key.shape != (b, s, k, h):
+    raise ValueError(f"key must have shape {(b, s, k, h)}, got {key.shape}")
+  if value.shape[:3] != (b, s, k):
+    raise ValueError(
+      f"value must have shape {(b, s, k)} + Hv, got {value.shape}"
+    )
+  if n % k:
+    raise ValueError(f"the {k} heads of key must divide the {n} of query")
+  for name, x in (("bias", bias), ("mask", mask)):
+    sizes = b, n, t, s
+    if x is not None and (
+      x.ndim != 4 or any(a not in (1, z) for a, z in zip(x.shape, sizes))
+    ):
+      raise ValueError(
+        f"{name} must have 4 dimensions, each 1 or that of {sizes}, got "
+        f"{x.shape}"
+      )
+  if mask is not None and mask.dtype != jnp.bool_:
+    raise ValueError(f"mask must be boolean, got {mask.dtype}")
+
+
+def _segments(
+  ids: Any, query: tuple[int, ...], key: tuple[int, ...]
+) -> tuple[Any, Any]:
+  if ids is None:
+    return None, None
+  pair = tuple(ids) if isinstance(ids, tuple | list) else (ids, ids)
+  for x, shape in zip(pair, (query, key)):
+    if x.shape != shape or not jnp.issubdtype(x.dtype, jnp.integer):
+      raise ValueError(
+        f"segment_ids must be integers {query}, or a pair {query}, {key}; got "
+        f"{x.dtype} {x.shape}"
+      )
+  return pair[0], pair[1]
+
+
+def _window(size: Any) -> tuple[int | None, int | None]:
+  if size is None:
+    return None, None
+  sides = size if isinstance(size, tuple) else (size, size)
+  if len(sides) != 2 or any(not isinstance(s, int) or s < 0 for s in sides):
+    raise ValueError(
+      "local_window_size must be an integer >= 0 or a pair (left, right) of "
+      f"those, got {size!r}"
+    )
+  return sides
+
+
+def _forward(implementation: str, options: Options, x: Operands) -> Any:
+  if implementation == "reference":
+    return reference(x, options)
+  interpret = implementation == "interpret"
+  return mosaic_tpu.forward(x, options, interpret=interpret)
+
+
+_attend: Any = jax.custom_vjp(_forward, nondiff_argnums=(0, 1))
+
+
+def _attend_fwd(implementation: str, options: Options, x: Operands) -> Any:
+  out, lse = _attend(implementation, options, x)
+  return (out, lse), (x, out, lse)
+
+
+def _attend_bwd(
+  implementation: str, options: Options, residuals: Any, bars: Any
+) -> tuple[Operands]:
+  x, out, lse = residuals
+  if implementation == "reference":
+
+    def dense(*floats: Any) -> Any:
+      return reference(Operands(*floats, *x[4:]), options)
+
+    _, vjp = jax.vjp(dense, *x[:4])
+    gradients = Gradients(*vjp(bars))
+  else:
+    interpret = implementation == "interpret"
+    gradients = mosaic_tpu.backward(
+      x, options, out, lse, *bars, interpret=interpret
+    )
+  return (Operands(*gradients, *(None,) * (len(x) - 4)),)
+
+
+_attend.defvjp(_attend_fwd, _attend_bwd)
