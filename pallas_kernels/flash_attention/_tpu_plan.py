@@ -25,7 +25,8 @@ from pallas_kernels._compat import pl
 from pallas_kernels.flash_attention.config import BlockSizes
 from pallas_kernels.flash_attention.operands import Operands, Options
 
-LANES = 128
+# A plain 0 would be 64 bits wide under x64, and Mosaic refuses to compile it.
+_ZERO = np.int32(0)
 
 
 class Plan(NamedTuple):
@@ -130,7 +131,7 @@ class Range(NamedTuple):
 
   def block(self, step: Any, num: int) -> Any:
     """The block of a step; steps past the end stay, and move nothing."""
-    last = lax.max(self.high - 1, np.int32(0))
+    last = lax.max(self.high - 1, _ZERO)
     return lax.min(lax.min(self.low + step, last), np.int32(num - 1))
 
   def holds(self, step: Any) -> Any:
@@ -141,37 +142,37 @@ class Range(NamedTuple):
 def _blocks_below(position: Any, block: int) -> Any:
   """How many blocks begin at or before ``position``."""
   size = np.int32(block)
-  return lax.div(lax.max(position + size, np.int32(0)), size)
+  return lax.div(lax.max(position + size, _ZERO), size)
 
 
 def keys_seen(plan: Plan, bounds: Any, b: Any, i: Any) -> Range:
   """Blocks of keys that block ``i`` of the queries sees."""
   offset, queries, keys = bounds[0, b], bounds[1, b], bounds[2, b]
   first = i * np.int32(plan.block_q) + offset
-  low: Any = np.int32(0)
+  low: Any = _ZERO
   high = _blocks_below(keys - 1, plan.block_k)
   if plan.before is not None:
     low = _blocks_below(first - np.int32(plan.before), plan.block_k) - 1
-    low = lax.max(low, np.int32(0))
+    low = lax.max(low, _ZERO)
   if plan.after is not None:
     last = first + np.int32(plan.block_q - 1 + plan.after)
     high = lax.min(high, _blocks_below(last, plan.block_k))
-  return Range(low, jnp.where(first - offset < queries, high, np.int32(0)))
+  return Range(low, jnp.where(first - offset < queries, high, _ZERO))
 
 
 def queries_seeing(plan: Plan, bounds: Any, b: Any, j: Any) -> Range:
   """Blocks of queries that see block ``j`` of the keys."""
   offset, queries, keys = bounds[0, b], bounds[1, b], bounds[2, b]
   first = j * np.int32(plan.block_k)
-  low: Any = np.int32(0)
+  low: Any = _ZERO
   high = _blocks_below(queries - 1, plan.block_q)
   if plan.after is not None:
     at = first - np.int32(plan.after) - offset
-    low = lax.max(_blocks_below(at, plan.block_q) - 1, np.int32(0))
+    low = lax.max(_blocks_below(at, plan.block_q) - 1, _ZERO)
   if plan.before is not None:
     last = first + np.int32(plan.block_k - 1 + plan.before) - offset
     high = lax.min(high, _blocks_below(last, plan.block_q))
-  return Range(low, jnp.where(first < keys, high, np.int32(0)))
+  return Range(low, jnp.where(first < keys, high, _ZERO))
 
 
 def is_edge(plan: Plan, bounds: Any, b: Any, i: Any, j: Any) -> Any:
@@ -245,7 +246,8 @@ class Specs(NamedTuple):
   def rows(self, size: int) -> pl.BlockSpec:
     """Of (B, K, R, size)."""
     return pl.BlockSpec(
-      (None, None, self.plan.rows, size), lambda *ids: (*self._query(ids), 0)
+      (None, None, self.plan.rows, size),
+      lambda *ids: (*self._query(ids), _ZERO),
     )
 
   def lanes(self) -> pl.BlockSpec:
@@ -253,7 +255,7 @@ class Specs(NamedTuple):
 
     def index(*ids: Any) -> Any:
       b, k, i = self._query(ids)
-      return b, k, 0, i
+      return b, k, _ZERO, i
 
     return pl.BlockSpec((None, None, 1, self.plan.rows), index)
 
@@ -262,7 +264,7 @@ class Specs(NamedTuple):
 
     def index(*ids: Any) -> Any:
       b, k, _, j = self.at(*ids)
-      return b, k, j, 0
+      return b, k, j, _ZERO
 
     return pl.BlockSpec((None, None, self.plan.block_k, size), index)
 
@@ -273,8 +275,8 @@ class Specs(NamedTuple):
 
     def index(*ids: Any) -> Any:
       b, k, i, j = self.at(*ids)
-      places = (b, k, 0, j, i)
-      return tuple(a if n > 1 else 0 for a, n in zip(places, shape))
+      places = (b, k, _ZERO, j, i)
+      return tuple(a if n > 1 else _ZERO for a, n in zip(places, shape))
 
     return pl.BlockSpec((None, None, shape[2], *tile), index)
 
@@ -283,7 +285,7 @@ class Specs(NamedTuple):
 
     def index(*ids: Any) -> Any:
       b, _, i = self._query(ids)
-      return b, 0, i
+      return b, _ZERO, i
 
     return pl.BlockSpec((None, 1, self.plan.rows), index)
 
@@ -292,7 +294,7 @@ class Specs(NamedTuple):
 
     def index(*ids: Any) -> Any:
       b, _, _, j = self.at(*ids)
-      return b, j, 0
+      return b, j, _ZERO
 
     return pl.BlockSpec((None, self.plan.block_k, 1), index)
 

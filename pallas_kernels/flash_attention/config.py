@@ -48,6 +48,7 @@ class BlockSizes:
 # benchmarks/KERNELS.md holds the figures that these come from.
 TPU = BlockSizes(512, 512, 512, 512)
 _TPU_LANES = 128
+_TPU_VMEM = 16 * 2**20
 
 
 def tpu_block_sizes(
@@ -76,21 +77,70 @@ def tpu_block_sizes(
     else:
       size = getattr(sizes, name)
     chosen[name] = min(size, length if exact else _up(length, _TPU_LANES))
+  if sizes is None:
+    for end in ("", "_bwd"):
+      block_q, block_k = chosen[f"block_q{end}"], chosen[f"block_k{end}"]
+      chosen[f"block_k{end}"] = _block_k_that_fits(x, block_q, block_k, end)
   return BlockSizes(**chosen)
 
 
 def tpu_reason(x: "Operands", options: "Options") -> str | None:
   """Why a TPU cannot run these block sizes; None if it can."""
-  if options.block_sizes is None:
-    return None
   for field in dataclasses.fields(BlockSizes):
-    size = getattr(options.block_sizes, field.name)
+    size = getattr(options.block_sizes or TPU, field.name)
     if size % _TPU_LANES:
       return (
         f"{field.name} must be a multiple of {_TPU_LANES} on a TPU, got {size}"
         f": use {_up(size, _TPU_LANES)}"
       )
+  sizes = tpu_block_sizes(x, options, exact=False)
+  for end in ("", "_bwd"):
+    block_q, block_k = (
+      getattr(sizes, f"block_{axis}{end}") for axis in ("q", "k")
+    )
+    fits = _block_k_that_fits(x, block_q, block_k, end)
+    if _tpu_bytes(x, block_q, fits, end) > _TPU_VMEM:
+      return (
+        f"block_q{end}={block_q} queries of {x.query.shape[2]} heads on "
+        f"{x.key.shape[2]} with head sizes {x.query.shape[3]} and "
+        f"{x.value.shape[3]} do not fit into the {_TPU_VMEM >> 20} MiB of a "
+        f"TPU's VMEM with any block_k{end}: use a smaller block_q{end}"
+      )
+    if fits != block_k:
+      return (
+        f"block_q{end}={block_q} with block_k{end}={block_k} needs "
+        f"{_tpu_bytes(x, block_q, block_k, end) >> 20} MiB of a TPU's VMEM, "
+        f"which has {_TPU_VMEM >> 20}: use block_k{end}={fits}"
+      )
   return None
+
+
+def _block_k_that_fits(
+  x: "Operands", block_q: int, block_k: int, end: str
+) -> int:
+  while block_k > _TPU_LANES and (
+    _tpu_bytes(x, block_q, block_k, end) > _TPU_VMEM
+  ):
+    block_k = _up(block_k // 2, _TPU_LANES)
+  return block_k
+
+
+def _tpu_bytes(x: "Operands", block_q: int, block_k: int, end: str) -> int:
+  """VMEM of the largest kernel of a pass; what the compiler takes is close."""
+  rows = block_q * (x.query.shape[2] // x.key.shape[2])
+  size, value_size = (_up(y.shape[3], _TPU_LANES) for y in (x.query, x.value))
+  sizes = size + value_size
+  item = x.query.dtype.itemsize
+  # Scores, and backward their cotangents too, in float32; and what is added to
+  # them or hides them, at its full width.
+  wide = 2 if end else 1
+  wide += (x.bias is not None) + (x.mask is not None)
+  # Blocks of both axes come in, two at a time; one kind is summed up, and
+  # leaves.
+  blocks = 2 * item * sizes * (rows + block_k)
+  summed = max(sizes * block_k, size * rows) if end else value_size * rows
+  summed *= 4 + 2 * item
+  return 4 * wide * rows * block_k + blocks + summed
 
 
 def _up(size: int, multiple: int) -> int:

@@ -85,7 +85,9 @@ def forward(
   ]
   scratch = [(hv, plan.rows), (1, plan.rows), (1, plan.rows)]
   grid = b, k, plan.num_q, plan.key_steps
-  out, lse = call.run(forward_kernel, grid, specs, inputs, outputs, scratch)
+  out, lse = call.run(
+    "forward", forward_kernel, grid, specs, inputs, outputs, scratch
+  )
   length = x.query.shape[1]
   lse = _tpu_plan.from_rows(jnp.swapaxes(lse, 2, 3), plan, length)
   return _tpu_plan.from_rows(out, plan, length), lse[..., 0]
@@ -160,7 +162,9 @@ def _query_bar(call: "_Call", arrays: Any) -> jax.Array:
   grid = b, k, plan.num_q, plan.key_steps
   inputs = _gradient_inputs(arrays, specs)
   scratch = [(h, plan.rows)]
-  (bar,) = call.run(query_kernel, grid, specs, inputs, outputs, scratch)
+  (bar,) = call.run(
+    "query", query_kernel, grid, specs, inputs, outputs, scratch
+  )
   return _tpu_plan.from_rows(bar, plan, x.query.shape[1])
 
 
@@ -176,7 +180,9 @@ def _key_value_bars(call: "_Call", arrays: Any) -> list[jax.Array]:
   scratch = [(plan.block_k, h) for h in sizes]
   grid = plan.batch, plan.heads, plan.num_k, plan.query_steps
   inputs = _gradient_inputs(arrays, specs)
-  return call.run(key_value_kernel, grid, specs, inputs, outputs, scratch)
+  return call.run(
+    "key_value", key_value_kernel, grid, specs, inputs, outputs, scratch
+  )
 
 
 def _bias_bar(call: "_Call", arrays: Any) -> jax.Array:
@@ -205,6 +211,7 @@ def _bias_bar(call: "_Call", arrays: Any) -> jax.Array:
   spec = Specs(plan, whole).scores(bias.shape)
   kernel = functools.partial(bias_kernel, ids=ids, inner=inner)
   (bar,) = call.run(
+    "bias",
     kernel,
     tuple(sizes[axis] for axis in order),
     specs,
@@ -240,6 +247,7 @@ class _Call:
 
   def run(
     self,
+    name: str,
     kernel: Callable[..., None],
     grid: tuple[int, ...],
     specs: Specs,
@@ -274,6 +282,7 @@ class _Call:
         + ("arbitrary",) * (len(grid) - parallel)
       ),
       interpret=self.interpret,
+      name=f"flash_attention_{name}",
     )(bounds, *arrays)
 
   def _extras(self, specs: Specs) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Cases and calls of exact attention, for the rungs of the ladder."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,6 +58,25 @@ def operands(sizes, extras, dtype, seed=0):
     )
   if "offset" in extras:
     x = x._replace(offset=jnp.int32(extras["offset"]))
+  return x
+
+
+def structs(*, h=64, hv=80, dtype="bfloat16", everything=False):
+  """Operands without numbers; no length is a multiple of a block."""
+  b, t, s, n, k = 1, 1000, 640, 4, 2
+  shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.dtype(dtype))
+  ints = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
+  x = Operands(shape((b, t, n, h)), shape((b, s, k, h)), shape((b, s, k, hv)))
+  if everything:
+    x = x._replace(
+      bias=shape((1, n, t, s)),
+      mask=jax.ShapeDtypeStruct((b, 1, 1, s), jnp.bool_),
+      query_segments=ints((b, t)),
+      key_segments=ints((b, s)),
+      query_lengths=ints((b,)),
+      key_lengths=ints((b,)),
+      offset=ints(()),
+    )
   return x
 
 

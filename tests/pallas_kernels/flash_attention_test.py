@@ -13,7 +13,7 @@ from pallas_kernels.flash_attention import (
   flash_attention,
   mosaic_tpu,
 )
-from pallas_kernels.flash_attention.operands import Operands, Options
+from pallas_kernels.flash_attention.operands import Options
 from tests._recompile import quick_jit
 from tests.pallas_kernels._flash import (
   CASES,
@@ -22,6 +22,7 @@ from tests.pallas_kernels._flash import (
   by_reference,
   case,
   cotangents,
+  structs,
 )
 from tests.pallas_kernels._ladder import CALLS, lowered, tpu_interpreter
 
@@ -119,26 +120,9 @@ def test_kernels_do_not_race_nor_read_out_of_bounds(name):
 # --- C: lowering ---
 
 
-def _structs(b=1, t=1000, s=640, n=4, k=2, h=64, hv=80, **extras):
-  shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
-  ints = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
-  x = Operands(shape((b, t, n, h)), shape((b, s, k, h)), shape((b, s, k, hv)))
-  if extras:
-    x = x._replace(
-      bias=shape((1, n, t, s)),
-      mask=jax.ShapeDtypeStruct((b, 1, 1, s), jnp.bool_),
-      query_segments=ints((b, t)),
-      key_segments=ints((b, s)),
-      query_lengths=ints((b,)),
-      key_lengths=ints((b,)),
-      offset=ints(()),
-    )
-  return x
-
-
 @pytest.mark.parametrize("everything", [False, True])
 def test_lowers_for_a_tpu(everything):
-  x = _structs(everything=True) if everything else _structs()
+  x = structs(everything=everything)
   options = Options(0.1, 300, 0)
   assert mosaic_tpu.supports(x, options) is None
 
@@ -164,12 +148,18 @@ def test_lowers_for_a_tpu(everything):
       {"block_sizes": BlockSizes(128, 100, 128, 128)},
       "block_k must be a multiple of 128 on a TPU, got 100: use 128",
     ),
+    (
+      {"dtype": "float32"},
+      {"block_sizes": BlockSizes(512, 512, 1024, 1024)},
+      "block_q_bwd=1024 with block_k_bwd=640 needs 18 MiB of a TPU's VMEM, "
+      "which has 16: use block_k_bwd=384",
+    ),
   ],
 )
 def test_kernel_says_why_it_cannot(change, options, reason):
   x = jax.tree.map(
     lambda y: jax.ShapeDtypeStruct(y.shape, change.get("dtype", y.dtype)),
-    _structs(),
+    structs(),
   )
   assert reason in str(mosaic_tpu.supports(x, Options(0.1, **options)))
 
