@@ -38,8 +38,8 @@ def io_lower_bound(
 
   Args:
     kind: "forward", "backward" or "train". The bound of the last two is the
-      same, for the gradient in X of :mod:`jaxattn.iocomplexity.counts`; that of
-      queries, keys and values lacks the terms with :math:`d^3` and
+      same, for the gradient in X that "train_small" of :func:`io_count` forms;
+      that of queries, keys and values lacks the terms with :math:`d^3` and
       :math:`n d^2`, which count if d is larger than n.
     num_queries: number of queries.
     num_keys: number of keys.
