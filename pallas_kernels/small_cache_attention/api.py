@@ -1,0 +1,150 @@
+"""Attention for a small cache, by an implementation that the caller names."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.small_cache_attention import config, mosaic_tpu
+from pallas_kernels.small_cache_attention.operands import (
+  Gradients,
+  Operands,
+  Options,
+)
+from pallas_kernels.small_cache_attention.reference import reference
+
+IMPLEMENTATIONS = ("reference", "mosaic_tpu", "interpret")
+
+
+def small_cache_attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  *,
+  block_size: int | None = None,
+  is_causal: bool = False,
+  implementation: str,
+) -> jax.Array:
+  r"""Exact attention as products of tiles, for a cache of less than H^2 words.
+
+  .. math:: O = \operatorname{softmax}(Q K^\top / \sqrt{H})\, V
+
+  Where the cache cannot hold a few rows of queries and keys, no schedule of
+  flash attention's kind moves the fewest words; this one does, up to a factor.
+  Two products of matrices forward, five backward, with scores in slow memory
+  and all else that is done to a tile fused to the ends of the products. Caches
+  of today hold far more than H^2 words: there ``flash_attention`` is the one to
+  call.
+
+  Args:
+    query: (B, T, N, H); floating.
+    key: (B, S, K, H). K divides N: each key head serves N / K query heads.
+    value: (B, S, K, Hv).
+    block_size: b, rows and columns of a tile; None = 512. A cache of M words
+      holds one with :math:`b^2 + 4 b \le M`.
+    is_causal: query t sees keys 0 to t.
+    implementation: "mosaic_tpu", "interpret" (the same, anywhere), or
+      "reference" (the dense formula).
+
+  Returns:
+    (B, T, N, Hv) of the dtype of ``query``.
+
+  Raises:
+    ValueError: if shapes, dtypes or options do not fit.
+    NotImplementedError: if the kernel cannot take these operands.
+
+  Cost:
+    4 T S H flops a head forward, 10 T S H backward; moves about 4 T S H / b and
+    10 T S H / b words; O(T S) memory.
+
+  Source:
+    arXiv 2410.09397; forward, arXiv 2402.07443.
+
+  Example:
+    >>> import jax
+    >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 64, 2, 16))
+    >>> small_cache_attention(
+    ...   q, k, v, block_size=32, implementation="interpret"
+    ... ).shape
+    (1, 64, 2, 16)
+  """
+  if implementation not in IMPLEMENTATIONS:
+    raise ValueError(
+      f"implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}"
+    )
+  x = Operands(query, key, value)
+  _check_arrays(x)
+  size = config.BLOCK_SIZE if block_size is None else block_size
+  if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+    raise ValueError(f"block_size must be a positive integer, got {size!r}")
+  options = Options(bool(is_causal), size)
+  reason = None
+  if implementation == "mosaic_tpu":
+    reason = mosaic_tpu.supports(x, options)
+  if reason is not None:
+    raise NotImplementedError(reason)
+  return _attend(implementation, options, x)
+
+
+def _check_arrays(x: Operands) -> None:
+  for name, y in zip(x._fields, x, strict=True):
+    if y.ndim != 4 or not jnp.issubdtype(y.dtype, jnp.floating):
+      raise ValueError(
+        f"{name} must be floating of 4 dimensions, got {y.dtype} {y.shape}"
+      )
+    if 0 in y.shape:
+      raise ValueError(f"{name} must hold numbers, got shape {y.shape}")
+    if y.dtype != x.query.dtype:
+      raise ValueError(
+        f"query, key and value must have one dtype, got {name} of {y.dtype} "
+        f"and query of {x.query.dtype}"
+      )
+  b, _, n, h = x.query.shape
+  s, k = x.key.shape[1:3]
+  if x.key.shape != (b, s, k, h):
+    raise ValueError(f"key must have shape {(b, s, k, h)}, got {x.key.shape}")
+  if x.value.shape[:3] != (b, s, k):
+    raise ValueError(
+      f"value must have shape {(b, s, k)} + Hv, got {x.value.shape}"
+    )
+  if n % k:
+    raise ValueError(f"the {k} heads of key must divide the {n} of query")
+
+
+def _forward(
+  implementation: str, options: Options, x: Operands
+) -> tuple[jax.Array, jax.Array]:
+  if implementation == "reference":
+    return reference(x, options)
+  interpret = implementation == "interpret"
+  return mosaic_tpu.forward(x, options, interpret=interpret)
+
+
+def _output(implementation: str, options: Options, x: Operands) -> jax.Array:
+  return _forward(implementation, options, x)[0]
+
+
+_attend: Any = jax.custom_vjp(_output, nondiff_argnums=(0, 1))
+
+
+def _attend_fwd(implementation: str, options: Options, x: Operands) -> Any:
+  out, lse = _forward(implementation, options, x)
+  return out, (x, out, lse)
+
+
+def _attend_bwd(
+  implementation: str, options: Options, residuals: Any, bar: jax.Array
+) -> tuple[Operands]:
+  x, out, lse = residuals
+  if implementation == "reference":
+    _, vjp = jax.vjp(lambda *x: reference(Operands(*x), options)[0], *x)
+    gradients = Gradients(*vjp(bar))
+  else:
+    interpret = implementation == "interpret"
+    gradients = mosaic_tpu.backward(
+      x, options, out, lse, bar, interpret=interpret
+    )
+  return (Operands(*gradients),)
+
+
+_attend.defvjp(_attend_fwd, _attend_bwd)
