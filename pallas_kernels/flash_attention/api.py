@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels._checks import check_heads
 from pallas_kernels.flash_attention import mosaic_tpu
 from pallas_kernels.flash_attention.config import BlockSizes
 from pallas_kernels.flash_attention.operands import Gradients, Operands, Options
@@ -97,26 +98,9 @@ def flash_attention(
 def _check_arrays(
   query: jax.Array, key: jax.Array, value: jax.Array, bias: Any, mask: Any
 ) -> None:
-  for name, x in (("query", query), ("key", key), ("value", value)):
-    if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
-      raise ValueError(
-        f"{name} must be floating of 4 dimensions, got {x.dtype} {x.shape}"
-      )
-    if x.dtype != query.dtype:
-      raise ValueError(
-        f"query, key and value must have one dtype, got {name} of {x.dtype} "
-        f"and query of {query.dtype}"
-      )
-  b, t, n, h = query.shape
-  s, k = key.shape[1:3]
-  if key.shape != (b, s, k, h):
-    raise ValueError(f"key must have shape {(b, s, k, h)}, got {key.shape}")
-  if value.shape[:3] != (b, s, k):
-    raise ValueError(
-      f"value must have shape {(b, s, k)} + Hv, got {value.shape}"
-    )
-  if n % k:
-    raise ValueError(f"the {k} heads of key must divide the {n} of query")
+  check_heads(query, key, value)
+  b, t, n, _ = query.shape
+  s = key.shape[1]
   for name, x in (("bias", bias), ("mask", mask)):
     sizes = b, n, t, s
     if x is not None and (

@@ -3,8 +3,8 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
+from pallas_kernels._checks import check_heads
 from pallas_kernels.small_cache_attention import config, mosaic_tpu
 from pallas_kernels.small_cache_attention.operands import (
   Gradients,
@@ -73,7 +73,10 @@ def small_cache_attention(
       f"implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}"
     )
   x = Operands(query, key, value)
-  _check_arrays(x)
+  for name, y in zip(x._fields, x, strict=True):
+    if 0 in y.shape:
+      raise ValueError(f"{name} must hold numbers, got shape {y.shape}")
+  check_heads(query, key, value)
   size = config.BLOCK_SIZE if block_size is None else block_size
   if isinstance(size, bool) or not isinstance(size, int) or size < 1:
     raise ValueError(f"block_size must be a positive integer, got {size!r}")
@@ -84,31 +87,6 @@ def small_cache_attention(
   if reason is not None:
     raise NotImplementedError(reason)
   return _attend(implementation, options, x)
-
-
-def _check_arrays(x: Operands) -> None:
-  for name, y in zip(x._fields, x, strict=True):
-    if y.ndim != 4 or not jnp.issubdtype(y.dtype, jnp.floating):
-      raise ValueError(
-        f"{name} must be floating of 4 dimensions, got {y.dtype} {y.shape}"
-      )
-    if 0 in y.shape:
-      raise ValueError(f"{name} must hold numbers, got shape {y.shape}")
-    if y.dtype != x.query.dtype:
-      raise ValueError(
-        f"query, key and value must have one dtype, got {name} of {y.dtype} "
-        f"and query of {x.query.dtype}"
-      )
-  b, _, n, h = x.query.shape
-  s, k = x.key.shape[1:3]
-  if x.key.shape != (b, s, k, h):
-    raise ValueError(f"key must have shape {(b, s, k, h)}, got {x.key.shape}")
-  if x.value.shape[:3] != (b, s, k):
-    raise ValueError(
-      f"value must have shape {(b, s, k)} + Hv, got {x.value.shape}"
-    )
-  if n % k:
-    raise ValueError(f"the {k} heads of key must divide the {n} of query")
 
 
 def _forward(
