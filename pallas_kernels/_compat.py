@@ -8,9 +8,21 @@ from typing import Any
 
 import jax
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.experimental.pallas import tpu as pltpu
 
-__all__ = ["out_struct", "pl", "pltpu", "races_found", "varying_axes"]
+__all__ = [
+  "gpu_interpreter",
+  "gpu_races_found",
+  "out_struct",
+  "pl",
+  "plgpu",
+  "pltpu",
+  "reset_gpu_interpreter",
+  "tpu_races_found",
+  "vary_with",
+  "varying_axes",
+]
 
 
 def varying_axes(operands: Any) -> frozenset[str]:
@@ -32,7 +44,13 @@ def out_struct(
   )
 
 
-def races_found() -> bool:
+def vary_with(x: jax.Array, operands: Any) -> jax.Array:
+  """``x``, which was made from ``operands`` by code that forgets their axes."""
+  missing = tuple(sorted(varying_axes(operands) - varying_axes(x)))
+  return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
+def tpu_races_found() -> bool:
   """Whether the last kernel under ``pltpu.InterpretParams`` raced."""
   from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 
@@ -40,3 +58,24 @@ def races_found() -> bool:
   if races is None:
     raise ValueError("no kernel ran with InterpretParams(detect_races=True)")
   return races.races_found
+
+
+def gpu_races_found() -> bool:
+  """Whether the last kernel under ``gpu_interpreter`` raced."""
+  from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
+
+  return gpu_callbacks.get_races().races_found
+
+
+def reset_gpu_interpreter() -> None:
+  """Forgets what an interpreted kernel left, which may have failed."""
+  from jax._src.pallas.mosaic_gpu.interpret import interpret_pallas_call
+
+  interpret_pallas_call.reset_gpu_interpret_mode_state()
+
+
+def gpu_interpreter(**params: Any) -> Any:
+  """What to pass as ``interpret`` of ``plgpu.kernel`` to run it anywhere."""
+  from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+
+  return InterpretGPUParams(**params)

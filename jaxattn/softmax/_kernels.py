@@ -8,7 +8,7 @@ import jax
 
 from jaxattn._dispatch import Branch
 from jaxattn.softmax import _call
-from pallas_kernels.flash_attention import mosaic_tpu, operands
+from pallas_kernels.flash_attention import mosaic_gpu, mosaic_tpu, operands
 
 Branches = dict[str, Branch | Sequence[Branch]]
 
@@ -50,10 +50,13 @@ def _branches(
   spec: _call.Spec, x: _call.Operands, name: str, adapt: Callable[..., Any]
 ) -> Branches:
   call = _flat(x), _options(spec)
-  kernel = getattr(mosaic_tpu, name)
-  interpret = functools.partial(kernel, interpret=True)
+  platforms = (("tpu", mosaic_tpu), ("cuda", mosaic_gpu))
+  interpret = functools.partial(getattr(mosaic_tpu, name), interpret=True)
   return {
-    "pallas": (Branch(adapt(kernel), "tpu", mosaic_tpu.supports(*call)),),
+    "pallas": tuple(
+      Branch(adapt(getattr(kernels, name)), platform, kernels.supports(*call))
+      for platform, kernels in platforms
+    ),
     "pallas_interpret": Branch(adapt(interpret)),
   }
 

@@ -1,6 +1,6 @@
 """Exact attention on a TPU: what is done with one tile.
 
-Scores are (keys, rows), see ``_tpu_plan``.
+Scores are (keys, rows), see ``_tpu_arrays``.
 """
 
 import functools
@@ -12,8 +12,8 @@ import numpy as np
 from jax import lax
 
 from pallas_kernels._compat import pl
-from pallas_kernels.flash_attention import _tpu_plan
-from pallas_kernels.flash_attention._tpu_plan import Plan
+from pallas_kernels.flash_attention import _blocks
+from pallas_kernels.flash_attention._blocks import Plan
 from pallas_kernels.flash_attention.operands import (
   Options,
   accumulator,
@@ -45,7 +45,7 @@ class Tile:
     if not self.plan.edges:
       pl.when(holds)(lambda: body(None))
       return
-    edge = _tpu_plan.is_edge(self.plan, self.bounds, b, i, j)
+    edge = _blocks.is_edge(self.plan, self.bounds, b, i, j)
     pl.when(holds & edge)(lambda: body((b, i, j)))
     pl.when(holds & jnp.logical_not(edge))(lambda: body(None))
 
@@ -150,7 +150,7 @@ def with_names(
 def _key_step(tile: Tile) -> tuple[Any, ...]:
   """(b, i, j, step, whether there is work) of ``by_queries``."""
   b, i, step = pl.program_id(0), pl.program_id(2), pl.program_id(3)
-  seen = _tpu_plan.keys_seen(tile.plan, tile.bounds, b, i)
+  seen = _blocks.keys_seen(tile.plan, tile.bounds, b, i)
   return b, i, seen.block(step, tile.plan.num_k), step, seen.holds(step)
 
 
@@ -215,7 +215,7 @@ def key_value_kernel(
 ) -> None:
   plan = tile.plan
   b, j, step = pl.program_id(0), pl.program_id(2), pl.program_id(3)
-  seen = _tpu_plan.queries_seeing(plan, tile.bounds, b, j)
+  seen = _blocks.queries_seeing(plan, tile.bounds, b, j)
   key_bar_ref, value_bar_ref = scratch
 
   @pl.when(step == 0)
@@ -257,6 +257,6 @@ def bias_kernel(
     _, bar, *_ = tile.weights_and_bar(inputs, edge)
     bar_ref[...] += tile.collapse(bar, bar_ref.shape)
 
-  seen = _tpu_plan.keys_seen(tile.plan, tile.bounds, b, i)
+  seen = _blocks.keys_seen(tile.plan, tile.bounds, b, i)
   holds = (j >= seen.low) & (j < seen.high)
   tile.visit(b, i, j, holds, add_tile)

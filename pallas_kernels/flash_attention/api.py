@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels._checks import check_heads
-from pallas_kernels.flash_attention import mosaic_tpu
+from pallas_kernels.flash_attention import mosaic_gpu, mosaic_tpu
 from pallas_kernels.flash_attention.config import BlockSizes
 from pallas_kernels.flash_attention.operands import Gradients, Operands, Options
 from pallas_kernels.flash_attention.reference import reference
 
-IMPLEMENTATIONS = ("reference", "mosaic_tpu", "interpret")
+_KERNELS = {"mosaic_tpu": mosaic_tpu, "mosaic_gpu": mosaic_gpu}
+IMPLEMENTATIONS = ("reference", *_KERNELS, "interpret")
 
 
 def flash_attention(
@@ -53,8 +54,9 @@ def flash_attention(
       t - left to t + right.
     return_residual: also return the log-sum-exp.
     block_sizes: tiles; None = those of ``config``.
-    implementation: "mosaic_tpu", "interpret" (the same, anywhere), or
-      "reference" (the dense formula).
+    implementation: "mosaic_tpu", "mosaic_gpu" (float16 or bfloat16, no bias,
+      mask or segments), "interpret" (the TPU's, anywhere), or "reference" (the
+      dense formula).
 
   Returns:
     (B, T, N, Hv), and with ``return_residual`` the log-sum-exp (B, T, N).
@@ -86,10 +88,8 @@ def flash_attention(
   before, after = _window(local_window_size)
   after = 0 if is_causal else after
   options = Options(scale, before, after, block_sizes)
-  reason = None
-  if implementation == "mosaic_tpu":
-    reason = mosaic_tpu.supports(x, options)
-  if reason is not None:
+  kernels = _KERNELS.get(implementation)
+  if kernels is not None and (reason := kernels.supports(x, options)):
     raise NotImplementedError(reason)
   out, lse = _attend(implementation, options, x)
   return (out, lse) if return_residual else out
@@ -144,8 +144,9 @@ def _window(size: Any) -> tuple[int | None, int | None]:
 def _forward(implementation: str, options: Options, x: Operands) -> Any:
   if implementation == "reference":
     return reference(x, options)
+  kernels = _KERNELS.get(implementation, mosaic_tpu)
   interpret = implementation == "interpret"
-  return mosaic_tpu.forward(x, options, interpret=interpret)
+  return kernels.forward(x, options, interpret=interpret)
 
 
 _attend: Any = jax.custom_vjp(_forward, nondiff_argnums=(0, 1))
@@ -168,8 +169,9 @@ def _attend_bwd(
     _, vjp = jax.vjp(dense, *x[:4])
     gradients = Gradients(*vjp(bars))
   else:
+    kernels = _KERNELS.get(implementation, mosaic_tpu)
     interpret = implementation == "interpret"
-    gradients = mosaic_tpu.backward(
+    gradients = kernels.backward(
       x, options, out, lse, *bars, interpret=interpret
     )
   return (Operands(*gradients, *(None,) * (len(x) - 4)),)

@@ -51,6 +51,33 @@ _TPU_LANES = 128
 _TPU_VMEM = 16 * 2**20
 
 
+# On a GPU: a warp group multiplies 64 rows at a time.
+GPU = BlockSizes(64, 64, 64, 64)
+GPU_HEAD = 64
+_GPU_MAX_HEAD = 128
+
+
+def gpu_block_sizes(options: "Options") -> BlockSizes:
+  """Block sizes of one call on a GPU; sequences are padded to them."""
+  return options.block_sizes or GPU
+
+
+def gpu_reason(x: "Operands", options: "Options") -> str | None:
+  """Why a GPU cannot run these sizes; None if it can."""
+  for name, y in (("query", x.query), ("value", x.value)):
+    if y.shape[3] > _GPU_MAX_HEAD:
+      return (
+        f"the GPU kernel takes head sizes up to {_GPU_MAX_HEAD}, got "
+        f"{y.shape[3]} in {name}"
+      )
+  sizes = gpu_block_sizes(options)
+  for field in dataclasses.fields(BlockSizes):
+    size = getattr(sizes, field.name)
+    if size not in (64, 128):
+      return f"{field.name} must be 64 or 128 on a GPU, got {size}"
+  return None
+
+
 def tpu_block_sizes(
   x: "Operands", options: "Options", *, exact: bool
 ) -> BlockSizes:

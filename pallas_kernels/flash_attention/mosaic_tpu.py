@@ -20,7 +20,8 @@ import numpy as np
 from jax import lax
 
 from pallas_kernels._compat import out_struct, pl, pltpu, varying_axes
-from pallas_kernels.flash_attention import _tpu_plan, config
+from pallas_kernels.flash_attention import _blocks, _tpu_arrays, config
+from pallas_kernels.flash_attention._tpu_arrays import Specs
 from pallas_kernels.flash_attention._tpu_kernels import (
   bias_kernel,
   forward_kernel,
@@ -28,7 +29,6 @@ from pallas_kernels.flash_attention._tpu_kernels import (
   query_kernel,
   with_names,
 )
-from pallas_kernels.flash_attention._tpu_plan import Specs
 from pallas_kernels.flash_attention.operands import (
   Gradients,
   Operands,
@@ -72,11 +72,11 @@ def forward(
   """
   call = _Call(x, options, backward=False, interpret=interpret)
   plan, h, hv = call.plan, x.query.shape[-1], x.value.shape[-1]
-  specs = Specs(plan, _tpu_plan.by_queries(plan))
+  specs = Specs(plan, _tpu_arrays.by_queries(plan))
   inputs = [
-    (_tpu_plan.rows_of(x.query, plan), specs.rows(h)),
-    (_tpu_plan.keys_of(x.key, plan), specs.keys(h)),
-    (_tpu_plan.keys_of(x.value, plan), specs.keys(hv)),
+    (_tpu_arrays.rows_of(x.query, plan), specs.rows(h)),
+    (_tpu_arrays.keys_of(x.key, plan), specs.keys(h)),
+    (_tpu_arrays.keys_of(x.value, plan), specs.keys(hv)),
   ]
   b, k, rows = plan.batch, plan.heads, plan.num_q * plan.rows
   outputs = [
@@ -89,8 +89,8 @@ def forward(
     "forward", forward_kernel, grid, specs, inputs, outputs, scratch
   )
   length = x.query.shape[1]
-  lse = _tpu_plan.from_rows(jnp.swapaxes(lse, 2, 3), plan, length)
-  return _tpu_plan.from_rows(out, plan, length), lse[..., 0]
+  lse = _tpu_arrays.from_rows(jnp.swapaxes(lse, 2, 3), plan, length)
+  return _tpu_arrays.from_rows(out, plan, length), lse[..., 0]
 
 
 def backward(
@@ -129,18 +129,18 @@ def backward(
   # A query that sees nothing has lse -inf; +inf makes its weights 0, not NaN.
   lse = jnp.where(jnp.isneginf(lse), jnp.inf, lse.astype(dtype))
   arrays = (
-    _tpu_plan.rows_of(x.query, plan),
-    _tpu_plan.keys_of(x.key, plan),
-    _tpu_plan.keys_of(x.value, plan),
-    _tpu_plan.rows_of(out_bar.astype(x.query.dtype), plan),
-    _tpu_plan.lanes_of(lse, plan, np.inf),
-    _tpu_plan.lanes_of(delta, plan),
+    _tpu_arrays.rows_of(x.query, plan),
+    _tpu_arrays.keys_of(x.key, plan),
+    _tpu_arrays.keys_of(x.value, plan),
+    _tpu_arrays.rows_of(out_bar.astype(x.query.dtype), plan),
+    _tpu_arrays.lanes_of(lse, plan, np.inf),
+    _tpu_arrays.lanes_of(delta, plan),
   )
   key_bar, value_bar = _key_value_bars(call, arrays)
   return Gradients(
     _query_bar(call, arrays),
-    _tpu_plan.from_keys(key_bar, x.key.shape[1]),
-    _tpu_plan.from_keys(value_bar, x.key.shape[1]),
+    _tpu_arrays.from_keys(key_bar, x.key.shape[1]),
+    _tpu_arrays.from_keys(value_bar, x.key.shape[1]),
     None if x.bias is None else _bias_bar(call, arrays),
   )
 
@@ -156,7 +156,7 @@ def _gradient_inputs(arrays: Any, specs: Specs) -> list[Any]:
 
 def _query_bar(call: "_Call", arrays: Any) -> jax.Array:
   x, plan = call.x, call.plan
-  specs = Specs(plan, _tpu_plan.by_queries(plan))
+  specs = Specs(plan, _tpu_arrays.by_queries(plan))
   b, k, h = plan.batch, plan.heads, x.query.shape[-1]
   outputs = [((b, k, plan.num_q * plan.rows, h), x.query.dtype, specs.rows(h))]
   grid = b, k, plan.num_q, plan.key_steps
@@ -165,12 +165,12 @@ def _query_bar(call: "_Call", arrays: Any) -> jax.Array:
   (bar,) = call.run(
     "query", query_kernel, grid, specs, inputs, outputs, scratch
   )
-  return _tpu_plan.from_rows(bar, plan, x.query.shape[1])
+  return _tpu_arrays.from_rows(bar, plan, x.query.shape[1])
 
 
 def _key_value_bars(call: "_Call", arrays: Any) -> list[jax.Array]:
   x, plan = call.x, call.plan
-  specs = Specs(plan, _tpu_plan.by_keys(plan))
+  specs = Specs(plan, _tpu_arrays.by_keys(plan))
   sizes = x.key.shape[-1], x.value.shape[-1]
   length = plan.num_k * plan.block_k
   outputs = [
@@ -188,7 +188,7 @@ def _key_value_bars(call: "_Call", arrays: Any) -> list[jax.Array]:
 def _bias_bar(call: "_Call", arrays: Any) -> jax.Array:
   """Gradient of the bias; axes it is broadcast over are walked innermost."""
   x, plan = call.x, call.plan
-  bias = _tpu_plan.scores_of(x.bias, plan)
+  bias = _tpu_arrays.scores_of(x.bias, plan)
   sizes = plan.batch, plan.heads, plan.num_q, plan.num_k
   shared = [bias.shape[axis] == 1 for axis in (0, 1, 4, 3)]
   order = sorted(range(4), key=lambda axis: shared[axis])
@@ -200,7 +200,7 @@ def _bias_bar(call: "_Call", arrays: Any) -> jax.Array:
   def at(*places: Any) -> Any:
     b, k, i, j = ids(*places[:-1])
     # A tile without work repeats the one before it, and moves nothing.
-    seen = _tpu_plan.keys_seen(plan, places[-1], b, i)
+    seen = _blocks.keys_seen(plan, places[-1], b, i)
     j = lax.max(j, lax.min(seen.low, np.int32(plan.num_k - 1)))
     return b, k, i, lax.min(j, lax.max(seen.high - 1, np.int32(0)))
 
@@ -242,7 +242,7 @@ class _Call:
       options = options._replace(before=None, after=None)
     sizes = config.tpu_block_sizes(x, options, exact=bool(interpret))
     self.x, self.options, self.interpret = x, options, interpret
-    self.plan = _tpu_plan.plan(x, options, sizes, backward=backward)
+    self.plan = _blocks.plan(x, options, sizes, backward=backward)
     self.dtype = accumulator(x.query.dtype)
 
   def run(
@@ -263,7 +263,7 @@ class _Call:
       with_names, kernel, self.plan, self.options, tuple(extras), len(inputs),
       len(outputs),
     )  # fmt: skip
-    bounds = _tpu_plan.bounds(self.x)
+    bounds = _blocks.bounds(self.x)
     return pl.pallas_call(
       kernel,
       out_shape=[
@@ -290,14 +290,14 @@ class _Call:
     for name, array in (("bias", x.bias), ("mask", x.mask)):
       if array is not None:
         array = array.astype(jnp.int8) if name == "mask" else array
-        array = _tpu_plan.scores_of(array, plan)
+        array = _tpu_arrays.scores_of(array, plan)
         extras[name] = array, specs.scores(array.shape)
     if x.query_segments is not None:
       query = x.query_segments.astype(jnp.int32)[:, :, None]
       one_head = plan._replace(heads=1)
-      query = _tpu_plan.lanes_of(jnp.repeat(query, plan.group, 2), one_head)
+      query = _tpu_arrays.lanes_of(jnp.repeat(query, plan.group, 2), one_head)
       extras["query_segments"] = query[:, 0], specs.query_segments()
       key = x.key_segments.astype(jnp.int32)[:, :, None, None]
-      key = _tpu_plan.keys_of(key, plan)
+      key = _tpu_arrays.keys_of(key, plan)
       extras["key_segments"] = key[:, 0], specs.key_segments()
     return extras

@@ -1,7 +1,8 @@
 """What can be checked of a kernel without the accelerator it is for.
 
 A. ``interpret=True`` against the reference: the mathematics.
-B. :func:`tpu_interpreter`: copies, races, reads out of bounds or of nothing.
+B. :func:`tpu_interpreter`: copies, races, reads out of bounds or of nothing;
+   :func:`gpu_interpreter`, which is A for a GPU's kernels too.
 C. :func:`lowered`: tiling rules and operations that a platform lacks.
 D. :func:`compiled_for` :func:`tpu_device`: Mosaic itself, memory, sharding.
 E. :func:`compiled_for` :func:`cuda_device`: ptxas, shared memory, registers.
@@ -19,7 +20,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-from pallas_kernels._compat import pltpu, races_found
+from pallas_kernels import _compat
 
 # The custom call that a kernel becomes, by platform.
 CALLS = {"tpu": "tpu_custom_call", "cuda": "mosaic_gpu_v2"}
@@ -49,10 +50,22 @@ def tpu_interpreter() -> Iterator[Any]:
   and a read out of bounds raises.
   """
   try:
-    yield pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2)
-    assert not races_found()
+    yield _compat.pltpu.InterpretParams(
+      detect_races=True, num_cores_or_threads=2
+    )
+    assert not _compat.tpu_races_found()
   finally:
-    pltpu.reset_tpu_interpret_mode_state()
+    _compat.pltpu.reset_tpu_interpret_mode_state()
+
+
+@contextlib.contextmanager
+def gpu_interpreter() -> Iterator[Any]:
+  """The same for a GPU: shared memory, barriers, copies and their order."""
+  try:
+    yield _compat.gpu_interpreter(detect_races=True)
+    assert not _compat.gpu_races_found()
+  finally:
+    _compat.reset_gpu_interpreter()
 
 
 def lowered(fn: Callable[..., Any], *args: Any, platform: str) -> str:
