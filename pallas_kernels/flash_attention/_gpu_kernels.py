@@ -93,7 +93,7 @@ class Tile(NamedTuple):
       )
 
     def multiply(acc_ref: Any) -> jax.Array:
-      plgpu.wgmma(acc_ref, a, plgpu.transpose_ref(b, (1, 0)))
+      plgpu.wgmma(acc_ref, a, b.transpose((1, 0)))
       return acc_ref[...]
 
     shape = a.shape[0], b.shape[0]
