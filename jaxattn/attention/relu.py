@@ -17,7 +17,8 @@ Source: arXiv 2410.10165, definition of ReLU attention; it leaves 0/0 open.
 """
 
 import functools
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +26,12 @@ from jax import lax
 
 from jaxattn import _checks, _compat
 from jaxattn._dispatch import Branch, dispatch
-from jaxattn.attention import _rows
+from jaxattn.attention import _relu, _rows
 from jaxattn.numerics._dtypes import accumulator
+from pallas_kernels.relu_attention import mosaic_tpu
+from pallas_kernels.relu_attention.operands import Gradients, Operands, Options
 
-_BLOCK = 512
-# Scores of one head in a tile: 256 KiB of float32.
-_TILE_SCORES = 1 << 16
+_IMPLEMENTATIONS = (None, "xla", "pallas", "pallas_interpret")
 
 
 def relu_attention(
@@ -50,8 +51,8 @@ def relu_attention(
 
   All keys are scored; no (T, S) array is ever held. A query that no key passes
   gives 0 with zero gradient, and so does one that sees no key. Where a score
-  equals the threshold the derivative is taken to be 0. Forward and reverse mode
-  of any order work.
+  equals the threshold the derivative is taken to be 0. Reverse mode of any
+  order works; forward mode (``jax.jvp``) with ``implementation="xla"`` alone.
 
   Args:
     query: (B, T, N, H), or (T, N, H) without a batch; floating.
@@ -63,7 +64,9 @@ def relu_attention(
     scale: factor on the scores; None = 1 / sqrt(H). May be traced.
     is_causal: query t sees keys 0 to t.
     mask: boolean, broadcastable to (B, N, T, S); True = attend.
-    implementation: None or "xla".
+    implementation: None = best of the platform, "xla" = tiles in XLA, "pallas"
+      = the kernels of ``pallas_kernels.relu_attention``, "pallas_interpret" =
+      those, interpreted on any platform.
     precision: of the matrix products.
 
   Returns:
@@ -72,6 +75,7 @@ def relu_attention(
   Raises:
     ValueError: if shapes, dtypes or options do not fit, for instance "alpha
       must be >= 1, got 0".
+    NotImplementedError: if the named implementation cannot run here.
 
   Cost:
     2 T S (2 H + Hv) flops a head forward, half of H's for the largest scores,
@@ -91,16 +95,26 @@ def relu_attention(
   mask = None if mask is None else jnp.asarray(mask)
   sizes = _checks.check_attention(query, key, value, mask=mask)
   _checks.check_integer("alpha", alpha, 1, None)
+  _checks.check_choice("implementation", implementation, _IMPLEMENTATIONS)
   _rows.check_options(scale, is_causal, None)
   threshold = _threshold(threshold, query)
-  attend = functools.partial(
-    _relu_attention, alpha=alpha, is_causal=is_causal, precision=precision
+  query, key, value, mask = map(_checks.four_dims, (query, key, value, mask))
+  scale = 1 / math.sqrt(sizes.head_dim) if scale is None else scale
+  x = Operands(
+    query,
+    key,
+    value,
+    jnp.broadcast_to(threshold, query.shape[:3]),
+    jnp.asarray(scale, threshold.dtype),
+    mask,
   )
-  operands = tuple(map(_checks.four_dims, (query, key, value, mask)))
-  attend = _compat.over_explicit_axes(attend, operands[0])
-  out = dispatch(
-    implementation, {"xla": Branch(attend)}, *operands, threshold, scale
+  options = Options(alpha, is_causal, precision=precision)
+  mesh = _compat.typeof(query).sharding.mesh
+  call = _Call(
+    implementation, options, _compat.AxisType.Explicit in mesh.axis_types
   )
+  attend = functools.partial(_attend, call)
+  out = _compat.over_explicit_axes(attend, query)(x)
   return out if sizes.batch else out[0]
 
 
@@ -116,111 +130,97 @@ def _threshold(threshold: Any, query: jax.Array) -> jax.Array:
   return threshold[None] if threshold.ndim == 2 else threshold
 
 
-@functools.partial(jax.jit, static_argnames=("alpha", "is_causal", "precision"))
-def _relu_attention(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  mask: jax.Array | None,
-  threshold: jax.Array,
-  scale: Any,
-  *,
-  alpha: int,
-  is_causal: bool,
-  precision: lax.PrecisionLike,
-) -> jax.Array:
-  b, t, n, _ = query.shape
-  kv, dtype = key.shape[2], accumulator(query.dtype)
-  call = _rows.rows(
-    query, key, mask, scale=scale, is_causal=is_causal, precision=precision
-  )
-  threshold = jnp.broadcast_to(threshold, (b, t, n)).reshape(b, t, kv, n // kv)
-  threshold = jnp.moveaxis(threshold, 1, 3)[..., None]
-  factor = _exact_reciprocal(_largest_excess(call, threshold))
-  call = call._replace(
-    query=call.query.astype(dtype), scale=call.scale * factor
-  )
-  sums = _fold(call, value.astype(dtype), threshold * factor, alpha)
-  total = sums[..., -1:]
-  out = sums[..., :-1] / jnp.where(total == 0, 1, total)
-  return _rows.from_rows(out).astype(query.dtype)
+class _Call(NamedTuple):
+  """Static facts of one call.
+
+  Attributes:
+    implementation: as asked for.
+    options: of the attention.
+    on_mesh: whether operands lie on a mesh with explicit axes.
+  """
+
+  implementation: str | None
+  options: Options
+  on_mesh: bool
 
 
-def _largest_excess(call: _rows.Rows, threshold: jax.Array) -> jax.Array:
-  """Largest score minus threshold of each query; -inf if it sees no key."""
-  query, key, scale, threshold = lax.stop_gradient(
-    (call.query, call.key, call.scale, threshold)
-  )
-
-  def first(logits: jax.Array, start: Any, threshold: jax.Array) -> jax.Array:
-    del start
-    return logits.max(-1, keepdims=True) - threshold
-
-  def update(
-    state: jax.Array, logits: jax.Array, start: Any, threshold: jax.Array
-  ) -> jax.Array:
-    return jnp.maximum(state, first(logits, start, threshold))
-
-  call = call._replace(query=query, key=key, scale=scale)
-  return _rows.fold_logits(call, _BLOCK, first, update, threshold)
+@functools.partial(jax.jit, static_argnums=0)
+def _attend(call: _Call, x: Operands) -> jax.Array:
+  if call.implementation == "xla":
+    # Not inside a custom_vjp, which offers no forward mode.
+    return _relu.forward(x, call.options)[0]
+  return _attention(call, x)[0]
 
 
-def _exact_reciprocal(x: jax.Array) -> jax.Array:
-  """1 / x rounded to a power of two; 1 where nothing can pass."""
-  _, exponent = jnp.frexp(jnp.where((x > 0) & jnp.isfinite(x), x, 1))
-  return jnp.ldexp(jnp.ones_like(x), -exponent)
+def _forward_pass(call: _Call, x: Operands) -> tuple[jax.Array, jax.Array]:
+  return _dispatch(call, "forward", x)
 
 
-def _fold(
-  call: _rows.Rows, value: jax.Array, threshold: jax.Array, alpha: int
-) -> jax.Array:
-  """(B, K, G, T, Hv + 1) sums of w [v, 1] over the keys."""
-  t, s = call.query.shape[3], call.key.shape[1]
-  ones = jnp.ones_like(value[..., :1])
-  value = jnp.concatenate((value, ones), -1)
-  block = min(_BLOCK, s)
-  head = s % block or block
-  num_tiles = _rows.count_tiles(t, _TILE_SCORES // block)
-  position = jnp.arange(t, dtype=jnp.int32).reshape(1, 1, 1, t, 1)
-  scale = jnp.broadcast_to(call.scale, threshold.shape)
-  rows = (call.query, threshold, scale, position)
-  tiles = [_rows.tile(x, num_tiles) for x in rows]
-
-  # Computed again for the gradient: what is kept is what goes in.
-  @jax.checkpoint
-  def visit(start: Any, key: jax.Array, value: jax.Array) -> jax.Array:
-    key = key.astype(value.dtype)
-    mask = _rows.mask_tiles(call.mask, start, key.shape[1], num_tiles)
-
-    @jax.checkpoint
-    def one_tile(x: Any) -> jax.Array:
-      mask, query, threshold, scale, position = x
-      scores = jnp.einsum(
-        "bkgth,bskh->bkgts", query, key, precision=call.precision
-      )
-      excess = jax.nn.relu(scale * scores - threshold)
-      size = key.shape[1]
-      seen = _rows.visible(call.is_causal, mask, position, start, size)
-      if seen is not None:
-        excess = jnp.where(seen, excess, 0)
-      weights = lax.integer_pow(excess, alpha)
-      return jnp.einsum(
-        "bkgts,bskh->bkgth", weights, value, precision=call.precision
-      )
-
-    return lax.map(one_tile, (mask, *tiles))
-
-  def step(sums: jax.Array, x: Any) -> tuple[jax.Array, None]:
-    return sums + visit(*x), None
-
-  sums = visit(0, call.key[:, :head], value[:, :head])
-  if head < s:
-    starts = jnp.arange(head, s, block, dtype=jnp.int32)
-    blocks = (_blocks(x[:, head:], block) for x in (call.key, value))
-    sums, _ = lax.scan(step, sums, (starts, *blocks))
-  return _rows.untile(sums, t)
+_attention: Any = jax.custom_vjp(_forward_pass, nondiff_argnums=(0,))
 
 
-def _blocks(x: jax.Array, size: int) -> jax.Array:
-  """(B, S, ...) to (S / size, B, size, ...)."""
-  return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
+def _attention_fwd(call: _Call, x: Operands) -> Any:
+  out, norm = _attention(call, x)
+  return (out, norm), (x, out, norm)
+
+
+def _attention_bwd(call: _Call, residuals: Any, bars: Any) -> tuple[Operands]:
+  x, out, norm = residuals
+  bars = _gradients(call, x, out, norm, *bars)
+  return (Operands(*_sum_like(bars, x[:5]), mask=None),)
+
+
+_attention.defvjp(_attention_fwd, _attention_bwd)
+
+
+def _backward_pass(call: _Call, x: Operands, *rest: jax.Array) -> Gradients:
+  return _dispatch(call, "backward", x, *rest)
+
+
+_gradients: Any = jax.custom_vjp(_backward_pass, nondiff_argnums=(0,))
+
+
+def _gradients_fwd(call: _Call, *args: Any) -> Any:
+  return _gradients(call, *args), args
+
+
+def _gradients_bwd(call: _Call, args: Any, bars: Any) -> Any:
+  # Kernels have no derivatives: those of higher order are JAX's.
+  x, *rest = args
+  floats = (*x[:5], *rest)
+
+  def gradients(*floats: jax.Array) -> Gradients:
+    x_ = Operands(*floats[:5], mask=x.mask)
+    return _relu.backward(x_, call.options, *floats[5:])
+
+  _, vjp = jax.vjp(gradients, *floats)
+  bars = _sum_like(vjp(bars), floats)
+  return (Operands(*bars[:5], mask=None), *bars[5:])
+
+
+_gradients.defvjp(_gradients_fwd, _gradients_bwd)
+
+
+def _sum_like(bars: Any, primals: Any) -> list[jax.Array]:
+  """Cotangents as ``shard_map`` wants them."""
+  return [_compat.sum_like(*pair) for pair in zip(bars, primals, strict=True)]
+
+
+def _dispatch(call: _Call, name: str, *args: Any) -> Any:
+  """Runs a pass of the implementation that is asked for."""
+
+  def branch(module: Any, **kwargs: Any) -> Any:
+    def run(x: Operands, *rest: jax.Array) -> Any:
+      return getattr(module, name)(x, call.options, *rest, **kwargs)
+
+    return run
+
+  reason = mosaic_tpu.supports(args[0], call.options)
+  if call.on_mesh:
+    reason = "a mesh with explicit axes needs jax.shard_map around the call"
+  branches = {
+    "xla": Branch(branch(_relu)),
+    "pallas": (Branch(branch(mosaic_tpu), "tpu", reason),),
+    "pallas_interpret": Branch(branch(mosaic_tpu, interpret=True)),
+  }
+  return dispatch(call.implementation, branches, *args)

@@ -61,10 +61,14 @@ class Tile:
 
   def logits(self, query: jax.Array, key: jax.Array, edge: Any) -> jax.Array:
     """(block_k, rows), -inf where hidden."""
-    plan, extras = self.plan, self.extras
     logits = self.dot(key, query, _LAST) * self.scale
-    if "bias" in extras:
-      logits += self._expand(extras["bias"][...].astype(logits.dtype))
+    if "bias" in self.extras:
+      logits += self._expand(self.extras["bias"][...].astype(logits.dtype))
+    return self.hide(logits, edge)
+
+  def hide(self, logits: jax.Array, edge: Any) -> jax.Array:
+    """(block_k, rows), -inf where hidden."""
+    plan, extras = self.plan, self.extras
     seen = []
     if edge is not None:
       b, i, j = edge

@@ -81,7 +81,7 @@ def flash_attention(
     raise ValueError(
       f"implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}"
     )
-  _check_arrays(query, key, value, bias, mask)
+  check_arrays(query, key, value, bias, mask)
   segments = _segments(segment_ids, query.shape[:2], key.shape[:2])
   x = Operands(query, key, value, bias, mask, *segments)
   scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
@@ -95,7 +95,7 @@ def flash_attention(
   return (out, lse) if return_residual else out
 
 
-def _check_arrays(
+def check_arrays(
   query: jax.Array, key: jax.Array, value: jax.Array, bias: Any, mask: Any
 ) -> None:
   check_heads(query, key, value)

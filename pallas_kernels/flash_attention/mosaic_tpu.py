@@ -70,7 +70,7 @@ def forward(
     4 T S H flops a head; moves Q and O once, and K and V once for each block
     of queries that sees them.
   """
-  call = _Call(x, options, backward=False, interpret=interpret)
+  call = Call(x, options, backward=False, interpret=interpret)
   plan, h, hv = call.plan, x.query.shape[-1], x.value.shape[-1]
   specs = Specs(plan, _tpu_arrays.by_queries(plan))
   inputs = [
@@ -121,7 +121,7 @@ def backward(
     14 T S H flops a head, and 6 T S H more for a bias; moves what the forward
     pass does, and queries with their cotangents once for each block of keys.
   """
-  call = _Call(x, options, backward=True, interpret=interpret)
+  call = Call(x, options, backward=True, interpret=interpret)
   plan = call.plan
   dtype = call.dtype
   delta = (out_bar.astype(dtype) * out.astype(dtype)).sum(-1)
@@ -154,7 +154,7 @@ def _gradient_inputs(arrays: Any, specs: Specs) -> list[Any]:
   return list(zip(arrays, kinds, strict=True))
 
 
-def _query_bar(call: "_Call", arrays: Any) -> jax.Array:
+def _query_bar(call: "Call", arrays: Any) -> jax.Array:
   x, plan = call.x, call.plan
   specs = Specs(plan, _tpu_arrays.by_queries(plan))
   b, k, h = plan.batch, plan.heads, x.query.shape[-1]
@@ -168,7 +168,7 @@ def _query_bar(call: "_Call", arrays: Any) -> jax.Array:
   return _tpu_arrays.from_rows(bar, plan, x.query.shape[1])
 
 
-def _key_value_bars(call: "_Call", arrays: Any) -> list[jax.Array]:
+def _key_value_bars(call: "Call", arrays: Any) -> list[jax.Array]:
   x, plan = call.x, call.plan
   specs = Specs(plan, _tpu_arrays.by_keys(plan))
   sizes = x.key.shape[-1], x.value.shape[-1]
@@ -185,7 +185,7 @@ def _key_value_bars(call: "_Call", arrays: Any) -> list[jax.Array]:
   )
 
 
-def _bias_bar(call: "_Call", arrays: Any) -> jax.Array:
+def _bias_bar(call: "Call", arrays: Any) -> jax.Array:
   """Gradient of the bias; axes it is broadcast over are walked innermost."""
   x, plan = call.x, call.plan
   bias = _tpu_arrays.scores_of(x.bias, plan)
@@ -225,12 +225,19 @@ def _bias_bar(call: "_Call", arrays: Any) -> jax.Array:
   return bar.reshape(b, n, t, s).astype(x.bias.dtype)
 
 
-class _Call:
+class Call:
   """One call, cut into blocks: what all of its kernels share."""
 
   def __init__(
-    self, x: Operands, options: Options, *, backward: bool, interpret: Any
+    self,
+    x: Operands,
+    options: Options,
+    *,
+    backward: bool,
+    interpret: Any,
+    operation: str = "flash_attention",
   ):
+    """Cuts the call of an operation whose scores are those of ``x``."""
     if interpret and varying_axes(x[-3:]):
       # JAX's interpreter cannot look up what varies inside a shard_map.
       x = x._replace(
@@ -244,6 +251,7 @@ class _Call:
     self.x, self.options, self.interpret = x, options, interpret
     self.plan = _blocks.plan(x, options, sizes, backward=backward)
     self.dtype = accumulator(x.query.dtype)
+    self.operation = operation
 
   def run(
     self,
@@ -282,7 +290,7 @@ class _Call:
         + ("arbitrary",) * (len(grid) - parallel)
       ),
       interpret=self.interpret,
-      name=f"flash_attention_{name}",
+      name=f"{self.operation}_{name}",
     )(bounds, *arrays)
 
   def _extras(self, specs: Specs) -> dict[str, Any]:

@@ -73,11 +73,17 @@ def test_gradients_over_blocks_and_tiles(alpha, is_causal):
 def test_second_derivatives_and_forward_mode():
   query, key, value = _inputs(4, 600, seed=5)
 
-  def curvature(attend):
-    return jax.jacfwd(jax.grad(lambda q: (attend(q, key, value) ** 3).sum()))
+  def curvature(attend, jacobian):
+    return jacobian(jax.grad(lambda q: (attend(q, key, value) ** 3).sum()))
 
-  got = quick_jit(curvature(functools.partial(relu_attention, alpha=2)))(query)
-  want = quick_jit(curvature(functools.partial(_dense, alpha=2)))(query)
+  attend = functools.partial(relu_attention, alpha=2, implementation="xla")
+  got = quick_jit(curvature(attend, jax.jacfwd))(query)
+  want = quick_jit(curvature(functools.partial(_dense, alpha=2), jax.jacfwd))(
+    query
+  )
+  np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12)
+  attend = functools.partial(relu_attention, alpha=2)
+  got = quick_jit(curvature(attend, jax.jacrev))(query)
   np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12)
 
 
@@ -157,6 +163,60 @@ def test_memory_is_linear_also_for_the_gradient():
   short, long = temporary(2048), temporary(8192)
   assert long < 4.5 * short
   assert long < 8192**2 * 4 / 16
+
+
+@pytest.mark.parametrize("alpha", [1, 3])
+def test_interpreted_kernels_equal_the_tiles_in_xla(alpha):
+  # All gradients, of one scale too; a query's threshold is its own.
+  args = _inputs(5, 9, n=4, kv=2, batch=(2,))
+  threshold = np.random.default_rng(1).standard_normal((2, 5, 4))
+
+  def loss(implementation, threshold, scale, *args):
+    out = relu_attention(
+      *args,
+      threshold=threshold,
+      scale=scale,
+      alpha=alpha,
+      is_causal=True,
+      implementation=implementation,
+    )
+    return (out**2).sum()
+
+  got, want, plain = (
+    quick_jit(
+      jax.value_and_grad(functools.partial(loss, name), (0, 1, 2, 3, 4))
+    )(threshold, 0.4, *args)
+    for name in ("pallas_interpret", None, "xla")
+  )
+  for other in (got, plain):
+    jax.tree.map(
+      functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12),
+      other,
+      want,
+    )
+
+
+@pytest.mark.any_x64
+@pytest.mark.parametrize("implementation", [None, "pallas"])
+def test_a_tpu_takes_the_kernels(implementation):
+  def loss(*args):
+    return relu_attention(*args, implementation=implementation).sum()
+
+  shapes = [jax.typeof(x) for x in _inputs(9, 30, dtype="float32")]
+  traced = jax.jit(jax.grad(loss, (0, 1, 2))).trace(*shapes)
+  text = traced.lower(lowering_platforms=("tpu",)).as_text()
+  # Forward, queries, keys and values; no loop of the XLA path.
+  assert text.count("@tpu_custom_call") == 3
+  assert "stablehlo.while" not in text
+
+
+def test_kernels_are_refused_where_they_cannot_run():
+  for dtype, message in (
+    ("float32", "it needs a TPU; 'xla' and"),
+    ("float64", "takes float32 or bfloat16, got float64"),
+  ):
+    with pytest.raises(NotImplementedError, match=message):
+      relu_attention(*_inputs(4, 9, dtype=dtype), implementation="pallas")
 
 
 @pytest.mark.any_x64

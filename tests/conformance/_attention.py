@@ -392,6 +392,28 @@ def interpreted_attention(
   )
 
 
+def interpreted_relu_attention(
+  query: Any,
+  key: Any,
+  value: Any,
+  *,
+  scale: Any = None,
+  is_causal: bool = False,
+  mask: Any = None,
+) -> Any:
+  """ReLU attention by its kernels, interpreted."""
+  return relu_attention(
+    query,
+    key,
+    value,
+    mask=mask,
+    scale=scale,
+    is_causal=is_causal,
+    implementation="pallas_interpret",
+    **_relu_options(0),
+  )
+
+
 _MASK = np.arange(T)[None, None, None] % 3 > 0
 _KEY_MASK = np.broadcast_to(np.arange(T) % 3 > 0, (B, T))
 _PRECISION = ("highest", "nonsense")
@@ -588,6 +610,15 @@ _ALL = (
   Member(
     fn=interpreted_attention,
     oracle=_softmax_oracle,
+    options=lambda num_keys: {},
+    effects={"mask": _MASK, "scale": 0.25, "is_causal": True},
+    neutral={},
+    narrow_weights=True,
+    adapted=True,
+  ),
+  Member(
+    fn=interpreted_relu_attention,
+    oracle=_relu_oracle,
     options=lambda num_keys: {},
     effects={"mask": _MASK, "scale": 0.25, "is_causal": True},
     neutral={},
