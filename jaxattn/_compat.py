@@ -64,6 +64,11 @@ def sum_like(cotangent: jax.Array, primal: jax.Array) -> jax.Array:
   return cast_varying(total, varying_axes(primal))
 
 
+def has_explicit_axes(x: jax.Array) -> bool:
+  """Whether an array lies on a mesh with explicit axes."""
+  return AxisType.Explicit in typeof(x).sharding.mesh.axis_types
+
+
 def over_explicit_axes(
   fn: Callable[..., Any], query: jax.Array
 ) -> Callable[..., Any]:
@@ -76,8 +81,7 @@ def over_explicit_axes(
   Returns:
     ``fn``, or a wrapped ``fn`` if ``query`` lies on a mesh with explicit axes.
   """
-  sharding = typeof(query).sharding
-  if AxisType.Explicit not in sharding.mesh.axis_types:
+  if not has_explicit_axes(query):
     return fn
-  spec = jax.sharding.PartitionSpec(*sharding.spec[:3])
+  spec = jax.sharding.PartitionSpec(*typeof(query).sharding.spec[:3])
   return auto_axes(fn, out_sharding=spec)

@@ -1,7 +1,21 @@
 """Checks that operations have in common; they raise what users see."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+
+
+def check_implementation(implementation: str, known: tuple[str, ...]) -> None:
+  """Refuses all but the ``known`` names.
+
+  Raises:
+    ValueError: naming those.
+  """
+  if implementation not in known:
+    raise ValueError(
+      f"implementation must be one of {known}, got {implementation!r}"
+    )
 
 
 def check_heads(query: jax.Array, key: jax.Array, value: jax.Array) -> None:
@@ -35,3 +49,31 @@ def check_heads(query: jax.Array, key: jax.Array, value: jax.Array) -> None:
     )
   if n % k:
     raise ValueError(f"the {k} heads of key must divide the {n} of query")
+
+
+def check_scores(
+  query: jax.Array, key: jax.Array, *, bias: Any = None, mask: Any = None
+) -> None:
+  """Refuses what does not broadcast to (B, N, T, S), and masks not boolean.
+
+  Args:
+    query: (B, T, N, H).
+    key: (B, S, K, H).
+    bias: None or an array.
+    mask: None or an array.
+
+  Raises:
+    ValueError: naming the argument, what came and what was expected.
+  """
+  b, t, n, _ = query.shape
+  sizes = b, n, t, key.shape[1]
+  for name, x in (("bias", bias), ("mask", mask)):
+    if x is not None and (
+      x.ndim != 4 or any(a not in (1, z) for a, z in zip(x.shape, sizes))
+    ):
+      raise ValueError(
+        f"{name} must have 4 dimensions, each 1 or that of {sizes}, got "
+        f"{x.shape}"
+      )
+  if mask is not None and mask.dtype != jnp.bool_:
+    raise ValueError(f"mask must be boolean, got {mask.dtype}")

@@ -27,12 +27,12 @@ import numpy as np
 from jax import lax
 
 from jaxattn import _checks, _compat
-from jaxattn._dispatch import Branch, dispatch
-from jaxattn.features import _chunks, _scan, maps
+from jaxattn.features import _chunks, _scan, _scan_kernels, maps
 from jaxattn.features.coefficients import polynomial_coefficients
 from jaxattn.features.monomials import check_feature_count
 from jaxattn.numerics._dtypes import accumulator
 
+_IMPLEMENTATIONS = (None, "xla", "pallas", "pallas_interpret")
 # The highest powers of balanced keys stay below 2 to this.
 _MAX_EXPONENT = 64
 # A power of two that float32 has, and its inverse.
@@ -122,7 +122,11 @@ def polynomial_attention(
     rng: key of the sketch.
     allow_odd: permit odd degrees, whose weights change sign just left of -R.
     chunk_size: tokens at a time; None = chosen from sizes.
-    implementation: None or "xla".
+    implementation: None = best of the platform, "xla" = scans over chunks,
+      "pallas" = the kernels of ``pallas_kernels.polynomial_attention``,
+      "pallas_interpret" = those, interpreted on any platform. Kernels have
+      ``backward="surrogate"`` and no sketch. With ``local="exact"`` what a
+      ``chunk_size`` of None means is their own affair.
     precision: of the matrix products.
 
   Returns:
@@ -131,6 +135,7 @@ def polynomial_attention(
   Raises:
     ValueError: if shapes, dtypes or options do not fit, for instance "degree
       must be even unless allow_odd=True, got 3".
+    NotImplementedError: if the named implementation cannot run here.
 
   Cost:
     (T + S) m (Hv + 1) multiply-adds a head with m = C(H + g, g), and T c
@@ -167,6 +172,7 @@ def polynomial_attention(
   if center_keys is None:
     center_keys = not is_causal and key_shift is None
   _check_sketch(sketch_dim, rng, backward)
+  implementation = _implementation(implementation, backward, sketch_dim)
   _checks.check_choice(
     "coefficients", coefficients, ("minimax", "taylor", "gaussian")
   )
@@ -191,11 +197,11 @@ def polynomial_attention(
     spec=spec,
     center_keys=center_keys,
     sketch_dim=sketch_dim,
+    implementation=implementation,
+    on_mesh=_compat.has_explicit_axes(arrays[0]),
   )
   attend = _compat.over_explicit_axes(attend, arrays[0])
-  branches = {"xla": Branch(attend)}
-  operands = (*arrays, scale, key_mask, key_shift, rng)
-  out = dispatch(implementation, branches, *operands)
+  out = attend(*arrays, scale, key_mask, key_shift, rng)
   return out if sizes.batch else out[0]
 
 
@@ -229,6 +235,21 @@ def check_shift(
     _checks.check_shape("key_shift", key_shift, key.shape[-2:], "(K, H)")
 
 
+def _implementation(
+  asked: str | None, backward: str, sketch_dim: int | None
+) -> str | None:
+  """What to run; None = what is best of the scans and the kernels."""
+  _checks.check_choice("implementation", asked, _IMPLEMENTATIONS)
+  if backward == "surrogate" and sketch_dim is None:
+    return asked
+  if asked not in (None, "xla"):
+    raise NotImplementedError(
+      f"implementation={asked!r} cannot run here: kernels have "
+      "backward='surrogate' and no sketch_dim"
+    )
+  return "xla"
+
+
 def _check_sketch(sketch_dim: Any, rng: Any, backward: str) -> None:
   if sketch_dim is None:
     if rng is not None:
@@ -244,7 +265,14 @@ def _check_sketch(sketch_dim: Any, rng: Any, backward: str) -> None:
 
 
 @functools.partial(
-  jax.jit, static_argnames=("spec", "center_keys", "sketch_dim")
+  jax.jit,
+  static_argnames=(
+    "spec",
+    "center_keys",
+    "sketch_dim",
+    "implementation",
+    "on_mesh",
+  ),
 )
 def _polynomial_attention(
   query: jax.Array,
@@ -258,6 +286,8 @@ def _polynomial_attention(
   spec: _chunks.Spec,
   center_keys: bool,
   sketch_dim: int | None,
+  implementation: str | None,
+  on_mesh: bool,
 ) -> jax.Array:
   dtype = accumulator(query.dtype)
   q, k, v = (x.astype(dtype) for x in (query, key, value))
@@ -268,8 +298,11 @@ def _polynomial_attention(
   shown = sample(k) if key_mask is None else k
   q, (k,) = balanced(q * jnp.asarray(scale, dtype), (k,), (shown,), degree)
   v = _chunks.hide(_chunks.ones_column(v), key_mask)
-  if sketch_dim is None:
+  if sketch_dim is None and implementation == "xla":
     out = _scan.attend(q, k, v, spec)
+  elif sketch_dim is None:
+    call = _scan_kernels.Call(implementation, spec, on_mesh)
+    out = _scan_kernels.attend(call, q, k, v)
   else:
     assert rng is not None
     sketch = maps.sketched_map(rng, q.shape[-1], spec.coefficients, sketch_dim)

@@ -108,6 +108,14 @@ def _weights(dim: int, coefficients: tuple[float, ...]) -> np.ndarray:
   return monomials.monomial_weights(dim, coefficients)
 
 
+@functools.lru_cache(maxsize=16)
+def static_weights(
+  dim: int, coefficients: tuple[float, ...]
+) -> tuple[float, ...]:
+  """Weights of the features as plain numbers, for kernels."""
+  return tuple(_weights(dim, coefficients).tolist())
+
+
 def local_weights(q: jax.Array, k: jax.Array, spec: Spec) -> jax.Array:
   """(P, G, c, c) kernel of the pairs in a chunk, 0 above the diagonal."""
   if spec.sketch is not None and not spec.exact_local:

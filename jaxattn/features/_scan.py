@@ -48,14 +48,32 @@ def attend(
   Returns:
     (B, T, N, v - 1); 0 for a query that sees no key.
   """
+  run = functools.partial(attend_pairs, spec=spec, sketch=sketch)
+  return over_pairs(run, query, key, value, spec)
+
+
+def over_pairs(
+  attend_pairs: Any,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  spec: Spec,
+) -> jax.Array:
+  """Calls ``attend_pairs`` on what ``attend`` takes, features first."""
   if spec.is_causal:
     # Keys behind the last query are seen by nobody.
     key, value = (_chunks.fit(x, query.shape[1], 1) for x in (key, value))
   operands = by_pair(query, key.shape[2]), tokens_last(key), tokens_last(value)
-  num_features = spec._replace(sketch=sketch).num_features(key.shape[3])
+  return by_head(attend_pairs(*operands), query)
+
+
+def attend_pairs(
+  *operands: jax.Array, spec: Spec, sketch: maps.FeatureMap | None = None
+) -> jax.Array:
+  """(P, d, G, T), (P, d, S), (P, v, S) -> (P, v - 1, G, T)."""
+  num_features = spec._replace(sketch=sketch).num_features(operands[1].shape[1])
   attend_group = functools.partial(_attend_group, sketch, spec)
-  out = over_groups(attend_group, operands, num_features, spec)
-  return by_head(out, query)
+  return over_groups(attend_group, operands, num_features, spec)
 
 
 def by_pair(query: jax.Array, num_kv_heads: int) -> jax.Array:
@@ -82,7 +100,7 @@ def by_head(out: jax.Array, query: jax.Array) -> jax.Array:
 
 def over_groups(
   attend_group: Any, operands: Any, num_features: int, spec: Spec
-) -> jax.Array:
+) -> Any:
   """Group by group of pairs, so that the features of a chunk stay in cache.
 
   Args:
@@ -100,7 +118,7 @@ def over_groups(
     lambda x: x.reshape(-1, group, *x.shape[1:]), operands
   )
   out = lax.map(attend_group, operands)
-  return out.reshape(pairs, *out.shape[2:])
+  return jax.tree.map(lambda x: x.reshape(pairs, *x.shape[2:]), out)
 
 
 def _attend_group(sketch: Any, spec: Spec, operands: Any) -> jax.Array:
@@ -126,28 +144,50 @@ def _attend_fwd(
   sketch: maps.FeatureMap | None,
   spec: Spec,
 ) -> tuple[jax.Array, Any]:
-  spec = spec._replace(sketch=sketch)
-  if spec.is_causal:
-    total, summed = None, _causal_sums(query, key, value, spec)
-  else:
-    total = _chunks.moments(key, value, spec)
-    summed = _chunks.sums(query, spec.weigh(total, key.shape[1]), spec)
-  out, denominator = divide(summed, spec)
-  return out, (query, key, value, sketch, total, out, denominator)
+  result = forward(query, key, value, spec._replace(sketch=sketch))
+  return result[0], (query, key, value, sketch, *result)
 
 
 def _attend_bwd(
   spec: Spec, residuals: Any, cotangent: jax.Array
 ) -> tuple[jax.Array | None, ...]:
-  query, key, value, sketch, total, out, denominator = residuals
-  spec = spec._replace(sketch=sketch)
-  summed = divide_bwd(cotangent, out, denominator, spec)
+  query, key, value, sketch, out, denominator, total = residuals
+  bars = backward(
+    query, key, value, out, denominator, total, cotangent,
+    spec._replace(sketch=sketch),
+  )  # fmt: skip
+  return *bars, None
+
+
+def forward(
+  query: jax.Array, key: jax.Array, value: jax.Array, spec: Spec
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+  """Output, and what the backward pass reads of it: denominators, moments."""
   if spec.is_causal:
+    total, summed = None, _causal_sums(query, key, value, spec)
+  else:
+    total = _chunks.moments(key, value, spec)
+    summed = _chunks.sums(query, spec.weigh(total, key.shape[1]), spec)
+  return *divide(summed, spec), total
+
+
+def backward(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  out: jax.Array,
+  denominator: jax.Array,
+  total: jax.Array | None,
+  cotangent: jax.Array,
+  spec: Spec,
+) -> tuple[jax.Array, ...]:
+  """Cotangents of query, key and value."""
+  summed = divide_bwd(cotangent, out, denominator, spec)
+  if total is None:
     grads = _scan_grad.causal_bwd(query, key, value, summed, spec)
   else:
     grads = _scan_grad.full_bwd(query, key, value, total, summed, spec)
-  primals = query, key, value
-  return *map(_compat.sum_like, grads, primals), None
+  return tuple(map(_compat.sum_like, grads, (query, key, value)))
 
 
 _attend.defvjp(_attend_fwd, _attend_bwd)

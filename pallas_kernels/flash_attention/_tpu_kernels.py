@@ -12,18 +12,12 @@ import numpy as np
 from jax import lax
 
 from pallas_kernels._compat import pl
+from pallas_kernels._products import FIRST, LAST, MIDDLE, dot, precision_of
 from pallas_kernels.flash_attention import _blocks
 from pallas_kernels.flash_attention._blocks import Plan
 from pallas_kernels.flash_attention.operands import (
   Options,
-  accumulator,
-  precision_of,
 )
-
-# Axes that lax.dot_general contracts.
-_LAST = (1,), (1,)  # (m, h), (n, h) -> (m, n)
-_FIRST = (0,), (0,)  # (h, m), (h, n) -> (m, n)
-_MIDDLE = (1,), (0,)  # (m, h), (h, n) -> (m, n)
 
 
 class Tile:
@@ -31,14 +25,11 @@ class Tile:
 
   def __init__(self, plan: Plan, options: Options, bounds: Any, extras: Any):
     self.plan, self.bounds, self.extras = plan, bounds, extras
-    self.scale, self.precision = options.scale, precision_of(options)
+    self.scale, self.precision = options.scale, precision_of(options.precision)
 
   def dot(self, a: jax.Array, b: jax.Array, contract: Any) -> jax.Array:
     """A product of matrices, in the accumulator's dtype."""
-    return lax.dot_general(
-      a, b, (contract, ((), ())), precision=self.precision,
-      preferred_element_type=accumulator(a.dtype),
-    )  # fmt: skip
+    return dot(a, b, contract, self.precision)
 
   def visit(self, b: Any, i: Any, j: Any, holds: Any, body: Any) -> None:
     """Runs ``body(edge)`` if the tile holds work; masks only where needed."""
@@ -61,7 +52,7 @@ class Tile:
 
   def logits(self, query: jax.Array, key: jax.Array, edge: Any) -> jax.Array:
     """(block_k, rows), -inf where hidden."""
-    logits = self.dot(key, query, _LAST) * self.scale
+    logits = self.dot(key, query, LAST) * self.scale
     if "bias" in self.extras:
       logits += self._expand(self.extras["bias"][...].astype(logits.dtype))
     return self.hide(logits, edge)
@@ -94,7 +85,7 @@ class Tile:
     key, value = self.keys(key_ref, edge), self.keys(value_ref, edge)
     logits = self.logits(query, key, edge)
     weights = jnp.exp(logits - lse_ref[...])
-    bar = weights * (self.dot(value, out_bar, _LAST) - delta_ref[...])
+    bar = weights * (self.dot(value, out_bar, LAST) - delta_ref[...])
     return weights, bar, query, key, out_bar
 
   def _key_at(self, j: Any) -> jax.Array:
@@ -180,7 +171,7 @@ def forward_kernel(tile: Tile, inputs: Any, outputs: Any, scratch: Any) -> None:
     weights, keep = jnp.exp(logits - shift), jnp.exp(before - shift)
     top_ref[...] = top
     total_ref[...] = keep * total_ref[...] + weights.sum(0, keepdims=True)
-    part = tile.dot(value, weights.astype(value.dtype), _FIRST)
+    part = tile.dot(value, weights.astype(value.dtype), FIRST)
     acc_ref[...] = keep * acc_ref[...] + part
 
   tile.visit(b, i, j, holds, add_keys)
@@ -205,7 +196,7 @@ def query_kernel(tile: Tile, inputs: Any, outputs: Any, scratch: Any) -> None:
 
   def add_keys(edge: Any) -> None:
     _, bar, _, key, _ = tile.weights_and_bar(inputs, edge)
-    acc_ref[...] += tile.dot(key, bar.astype(key.dtype), _FIRST)
+    acc_ref[...] += tile.dot(key, bar.astype(key.dtype), FIRST)
 
   tile.visit(b, i, j, holds, add_keys)
 
@@ -230,8 +221,8 @@ def key_value_kernel(
   def add_queries(edge: Any) -> None:
     weights, bar, query, _, out_bar = tile.weights_and_bar(inputs, edge)
     weights, bar = weights.astype(query.dtype), bar.astype(query.dtype)
-    value_bar_ref[...] += tile.dot(weights, out_bar, _MIDDLE)
-    key_bar_ref[...] += tile.dot(bar, query, _MIDDLE)
+    value_bar_ref[...] += tile.dot(weights, out_bar, MIDDLE)
+    key_bar_ref[...] += tile.dot(bar, query, MIDDLE)
 
   i = seen.block(step, plan.num_q)
   tile.visit(b, i, j, seen.holds(step), add_queries)

@@ -11,14 +11,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels._checks import check_heads
+from pallas_kernels._checks import (
+  check_heads,
+  check_implementation,
+  check_scores,
+)
 from pallas_kernels.flash_attention import mosaic_gpu, mosaic_tpu
 from pallas_kernels.flash_attention.config import BlockSizes
 from pallas_kernels.flash_attention.operands import Gradients, Operands, Options
 from pallas_kernels.flash_attention.reference import reference
 
 _KERNELS = {"mosaic_tpu": mosaic_tpu, "mosaic_gpu": mosaic_gpu}
-IMPLEMENTATIONS = ("reference", *_KERNELS, "interpret")
+_IMPLEMENTATIONS = ("reference", *_KERNELS, "interpret")
 
 
 def flash_attention(
@@ -77,11 +81,9 @@ def flash_attention(
     >>> flash_attention(q, k, v, implementation="interpret").shape
     (1, 128, 4, 16)
   """
-  if implementation not in IMPLEMENTATIONS:
-    raise ValueError(
-      f"implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}"
-    )
-  check_arrays(query, key, value, bias, mask)
+  check_implementation(implementation, _IMPLEMENTATIONS)
+  check_heads(query, key, value)
+  check_scores(query, key, bias=bias, mask=mask)
   segments = _segments(segment_ids, query.shape[:2], key.shape[:2])
   x = Operands(query, key, value, bias, mask, *segments)
   scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
@@ -93,25 +95,6 @@ def flash_attention(
     raise NotImplementedError(reason)
   out, lse = _attend(implementation, options, x)
   return (out, lse) if return_residual else out
-
-
-def check_arrays(
-  query: jax.Array, key: jax.Array, value: jax.Array, bias: Any, mask: Any
-) -> None:
-  check_heads(query, key, value)
-  b, t, n, _ = query.shape
-  s = key.shape[1]
-  for name, x in (("bias", bias), ("mask", mask)):
-    sizes = b, n, t, s
-    if x is not None and (
-      x.ndim != 4 or any(a not in (1, z) for a, z in zip(x.shape, sizes))
-    ):
-      raise ValueError(
-        f"{name} must have 4 dimensions, each 1 or that of {sizes}, got "
-        f"{x.shape}"
-      )
-  if mask is not None and mask.dtype != jnp.bool_:
-    raise ValueError(f"mask must be boolean, got {mask.dtype}")
 
 
 def _segments(

@@ -20,6 +20,7 @@ import numpy as np
 from jax import lax
 
 from pallas_kernels._compat import out_struct, pl, pltpu, varying_axes
+from pallas_kernels._products import accumulator, tpu_reason
 from pallas_kernels.flash_attention import _blocks, _tpu_arrays, config
 from pallas_kernels.flash_attention._tpu_arrays import Specs
 from pallas_kernels.flash_attention._tpu_kernels import (
@@ -33,24 +34,15 @@ from pallas_kernels.flash_attention.operands import (
   Gradients,
   Operands,
   Options,
-  accumulator,
-  precision_of,
 )
 from pallas_kernels.flash_attention.reference import visible
 
 
 def supports(x: Operands, options: Options) -> str | None:
   """Why these operands cannot use the kernels; None if they can."""
-  dtype = x.query.dtype
-  if dtype not in (jnp.float32, jnp.bfloat16):
-    return f"the TPU kernel takes float32 or bfloat16, got {dtype}"
-  default, highest = lax.Precision.DEFAULT, lax.Precision.HIGHEST
-  if precision_of(options) not in (None, default, highest):
-    return (
-      "the TPU kernel multiplies with precision None, 'default' or 'highest', "
-      f"got {options.precision!r}"
-    )
-  return config.tpu_reason(x, options)
+  dtypes = jnp.float32, jnp.bfloat16
+  reason = tpu_reason(x.query.dtype, dtypes, options.precision)
+  return reason or config.tpu_reason(x, options)
 
 
 def forward(

@@ -2,9 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-
 from pallas_kernels.flash_attention.config import BlockSizes
 
 
@@ -61,16 +58,3 @@ class Gradients(NamedTuple):
   key: Any
   value: Any
   bias: Any
-
-
-def accumulator(dtype: Any) -> Any:
-  """The dtype that sums are kept in: float64 for itself, float32 for others."""
-  return jnp.float64 if dtype == jnp.float64 else jnp.float32
-
-
-def precision_of(options: Options) -> jax.lax.Precision | None:
-  """The one precision asked for; None = the default of the platform."""
-  asked = options.precision
-  asked = asked if isinstance(asked, tuple | list) else (asked,)
-  names = {None if p is None else jax.lax.Precision(p) for p in asked}
-  return names.pop() if len(names) == 1 else None

@@ -12,10 +12,10 @@ Takes O(T S) memory, and is differentiated by JAX.
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels._products import accumulator
 from pallas_kernels.flash_attention.operands import (
   Operands,
   Options,
-  accumulator,
 )
 
 

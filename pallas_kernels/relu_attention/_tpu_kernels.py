@@ -11,13 +11,9 @@ import numpy as np
 from jax import lax
 
 from pallas_kernels._compat import pl
-from pallas_kernels.flash_attention import _tpu_plan
+from pallas_kernels._products import FIRST, LAST, MIDDLE
+from pallas_kernels.flash_attention import _blocks
 from pallas_kernels.flash_attention._tpu_kernels import Tile
-
-# Axes that lax.dot_general contracts.
-_LAST = (1,), (1,)  # (m, h), (n, h) -> (m, n)
-_FIRST = (0,), (0,)  # (h, m), (h, n) -> (m, n)
-_MIDDLE = (1,), (0,)  # (m, h), (h, n) -> (m, n)
 
 
 def forward_kernel(
@@ -35,7 +31,7 @@ def forward_kernel(
 
   def add_keys(edge: Any) -> None:
     key, value = tile.keys(key_ref, edge), tile.keys(value_ref, edge)
-    scores = tile.dot(key, query_ref[...], _LAST)
+    scores = tile.dot(key, query_ref[...], LAST)
     excess = tile.hide(scores * scale_ref[...] - threshold_ref[...], edge)
     before = top_ref[...]
     top = jnp.maximum(before, excess.max(0, keepdims=True))
@@ -45,7 +41,7 @@ def forward_kernel(
     weights = lax.integer_pow(passing, alpha)
     top_ref[...] = top
     total_ref[...] = keep * total_ref[...] + weights.sum(0, keepdims=True)
-    acc_ref[...] = keep * acc_ref[...] + _dot(tile, value, weights, _FIRST)
+    acc_ref[...] = keep * acc_ref[...] + _dot(tile, value, weights, FIRST)
 
   tile.visit(b, i, j, holds, add_keys)
 
@@ -76,7 +72,7 @@ def query_kernel(
 
   def add_keys(edge: Any) -> None:
     _, bar, scores, _, key, _ = _weights_and_bar(tile, inputs, edge, alpha)
-    acc_ref[...] += _dot(tile, key, bar, _FIRST)
+    acc_ref[...] += _dot(tile, key, bar, FIRST)
     sum_ref[...] += bar.sum(0, keepdims=True)
     product_ref[...] += (bar * scores).sum(0, keepdims=True)
 
@@ -96,7 +92,7 @@ def key_value_kernel(
 ) -> None:
   plan, scale, inverse = tile.plan, inputs[4], inputs[6]
   b, j, step = pl.program_id(0), pl.program_id(2), pl.program_id(3)
-  seen = _tpu_plan.queries_seeing(plan, tile.bounds, b, j)
+  seen = _blocks.queries_seeing(plan, tile.bounds, b, j)
   key_bar_ref, value_bar_ref = scratch
 
   @pl.when(step == 0)
@@ -109,8 +105,8 @@ def key_value_kernel(
       tile, inputs, edge, alpha
     )
     bar *= inverse[...] * scale[...] * alpha
-    value_bar_ref[...] += _dot(tile, out_bar, weights, _MIDDLE, flip=True)
-    key_bar_ref[...] += _dot(tile, query, bar, _MIDDLE, flip=True)
+    value_bar_ref[...] += _dot(tile, out_bar, weights, MIDDLE, flip=True)
+    key_bar_ref[...] += _dot(tile, query, bar, MIDDLE, flip=True)
 
   i = seen.block(step, plan.num_q)
   tile.visit(b, i, j, seen.holds(step), add_queries)
@@ -124,7 +120,7 @@ def key_value_kernel(
 def _key_step(tile: Tile) -> tuple[Any, ...]:
   """(b, i, j, step, whether there is work), one block of queries at a time."""
   b, i, step = pl.program_id(0), pl.program_id(2), pl.program_id(3)
-  seen = _tpu_plan.keys_seen(tile.plan, tile.bounds, b, i)
+  seen = _blocks.keys_seen(tile.plan, tile.bounds, b, i)
   return b, i, seen.block(step, tile.plan.num_k), step, seen.holds(step)
 
 
@@ -134,13 +130,13 @@ def _weights_and_bar(tile: Tile, refs: Any, edge: Any, alpha: int) -> Any:
   scale, threshold, inverse, delta = (ref[...] for ref in lanes)
   query, out_bar = query_ref[...], bar_ref[...]
   key, value = tile.keys(key_ref, edge), tile.keys(value_ref, edge)
-  scores = tile.dot(key, query, _LAST)
+  scores = tile.dot(key, query, LAST)
   excess = tile.hide(scores * scale - threshold, edge)
   none, passes = jnp.zeros_like(excess), excess > 0
   # Not by a selection: NaN must not get lost.
   passing = jnp.maximum(excess, none) * inverse
   slope = jnp.where(passes, lax.integer_pow(passing, alpha - 1), none)
-  bar = slope * (tile.dot(value, out_bar, _LAST) - delta)
+  bar = slope * (tile.dot(value, out_bar, LAST) - delta)
   return slope * passing, bar, scores, query, key, out_bar
 
 

@@ -10,12 +10,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.flash_attention.api import IMPLEMENTATIONS, check_arrays
+from pallas_kernels._checks import (
+  check_heads,
+  check_implementation,
+  check_scores,
+)
+from pallas_kernels._products import accumulator
 from pallas_kernels.flash_attention.config import BlockSizes
-from pallas_kernels.flash_attention.operands import accumulator
 from pallas_kernels.relu_attention import mosaic_tpu
 from pallas_kernels.relu_attention.operands import Gradients, Operands, Options
 from pallas_kernels.relu_attention.reference import reference
+
+_IMPLEMENTATIONS = ("reference", "mosaic_tpu", "interpret")
 
 
 def relu_attention(
@@ -70,11 +76,9 @@ def relu_attention(
     >>> relu_attention(q, k, v, alpha=2, implementation="interpret").shape
     (1, 128, 4, 16)
   """
-  if implementation not in IMPLEMENTATIONS:
-    raise ValueError(
-      f"implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}"
-    )
-  check_arrays(query, key, value, None, mask)
+  check_implementation(implementation, _IMPLEMENTATIONS)
+  check_heads(query, key, value)
+  check_scores(query, key, mask=mask)
   if isinstance(alpha, bool) or not isinstance(alpha, int) or alpha < 1:
     raise ValueError(f"alpha must be a positive integer, got {alpha!r}")
   dtype = accumulator(query.dtype)

@@ -21,9 +21,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.flash_attention import _tpu_plan
+from pallas_kernels.flash_attention import _tpu_arrays
 from pallas_kernels.flash_attention import mosaic_tpu as flash
-from pallas_kernels.flash_attention._tpu_plan import Specs
+from pallas_kernels.flash_attention._tpu_arrays import Specs
 from pallas_kernels.relu_attention._tpu_kernels import (
   forward_kernel,
   key_value_kernel,
@@ -61,7 +61,7 @@ def forward(
   """
   call = _call(x, options, backward=False, interpret=interpret)
   plan, hv = call.plan, x.value.shape[-1]
-  specs = Specs(plan, _tpu_plan.by_queries(plan))
+  specs = Specs(plan, _tpu_arrays.by_queries(plan))
   lanes = specs.lanes()
   kinds = (*_kinds(x, specs), lanes, lanes)
   arrays = (*_arrays(x, call), *_lanes(x, call))
@@ -79,7 +79,7 @@ def forward(
     [(hv, plan.rows), (1, plan.rows), (1, plan.rows)],
   )
   length = x.query.shape[1]
-  return _tpu_plan.from_rows(out, plan, length), _from_lanes(norm, call)
+  return _tpu_arrays.from_rows(out, plan, length), _from_lanes(norm, call)
 
 
 def backward(
@@ -119,18 +119,18 @@ def backward(
   inverse = jnp.where(norm == 0, 0, 1 / jnp.where(norm == 0, 1, norm))
   arrays = (
     *_arrays(x, call),
-    _tpu_plan.rows_of(out_bar.astype(x.query.dtype), plan),
+    _tpu_arrays.rows_of(out_bar.astype(x.query.dtype), plan),
     *_lanes(x, call),
-    _tpu_plan.lanes_of(inverse, plan),
-    _tpu_plan.lanes_of(delta, plan),
+    _tpu_arrays.lanes_of(inverse, plan),
+    _tpu_arrays.lanes_of(delta, plan),
   )
   query_bar, threshold_bar, scale_bar = _query_bars(call, x, options, arrays)
   key_bar, value_bar = _key_value_bars(call, x, options, arrays)
   length = x.key.shape[1]
   return Gradients(
-    _tpu_plan.from_rows(query_bar, plan, x.query.shape[1]),
-    _tpu_plan.from_keys(key_bar, length),
-    _tpu_plan.from_keys(value_bar, length),
+    _tpu_arrays.from_rows(query_bar, plan, x.query.shape[1]),
+    _tpu_arrays.from_keys(key_bar, length),
+    _tpu_arrays.from_keys(value_bar, length),
     _from_lanes(threshold_bar, call),
     scale_bar.sum(),
   )
@@ -140,7 +140,7 @@ def _query_bars(
   call: flash.Call, x: Operands, options: Options, arrays: Any
 ) -> list[jax.Array]:
   plan, h = call.plan, x.query.shape[-1]
-  specs = Specs(plan, _tpu_plan.by_queries(plan))
+  specs = Specs(plan, _tpu_arrays.by_queries(plan))
   b, k, rows = plan.batch, plan.heads, plan.num_q * plan.rows
   lanes = (b, k, 1, rows), call.dtype, specs.lanes()
   return call.run(
@@ -158,7 +158,7 @@ def _key_value_bars(
   call: flash.Call, x: Operands, options: Options, arrays: Any
 ) -> list[jax.Array]:
   plan = call.plan
-  specs = Specs(plan, _tpu_plan.by_keys(plan))
+  specs = Specs(plan, _tpu_arrays.by_keys(plan))
   sizes = x.key.shape[-1], x.value.shape[-1]
   b, k, length = plan.batch, plan.heads, plan.num_k * plan.block_k
   return call.run(
@@ -186,9 +186,9 @@ def _call(
 def _arrays(x: Operands, call: flash.Call) -> tuple[jax.Array, ...]:
   plan = call.plan
   return (
-    _tpu_plan.rows_of(x.query, plan),
-    _tpu_plan.keys_of(x.key, plan),
-    _tpu_plan.keys_of(x.value, plan),
+    _tpu_arrays.rows_of(x.query, plan),
+    _tpu_arrays.keys_of(x.key, plan),
+    _tpu_arrays.keys_of(x.value, plan),
   )
 
 
@@ -201,7 +201,7 @@ def _lanes(x: Operands, call: flash.Call) -> tuple[jax.Array, ...]:
   """Scale and threshold, a number a query each."""
   numbers = jnp.broadcast_to(x.scale, x.query.shape[:3]), x.threshold
   return tuple(
-    _tpu_plan.lanes_of(y.astype(call.dtype), call.plan) for y in numbers
+    _tpu_arrays.lanes_of(y.astype(call.dtype), call.plan) for y in numbers
   )
 
 
@@ -214,5 +214,5 @@ def _gradient_inputs(x: Operands, specs: Specs, arrays: Any) -> list[Any]:
 def _from_lanes(y: jax.Array, call: flash.Call) -> jax.Array:
   """(B, K, 1, R) -> (B, T, N)."""
   length = call.x.query.shape[1]
-  y = _tpu_plan.from_rows(jnp.swapaxes(y, 2, 3), call.plan, length)
+  y = _tpu_arrays.from_rows(jnp.swapaxes(y, 2, 3), call.plan, length)
   return y[..., 0]

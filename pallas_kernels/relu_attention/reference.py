@@ -13,7 +13,7 @@ memory, and is differentiated by JAX.
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.flash_attention.operands import accumulator
+from pallas_kernels._products import accumulator
 from pallas_kernels.flash_attention.reference import visible
 from pallas_kernels.relu_attention.operands import Operands, Options, as_flash
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from pallas_kernels._checks import check_heads
+from pallas_kernels._checks import check_heads, check_implementation
 from pallas_kernels.small_cache_attention import config, mosaic_tpu
 from pallas_kernels.small_cache_attention.operands import (
   Gradients,
@@ -13,7 +13,7 @@ from pallas_kernels.small_cache_attention.operands import (
 )
 from pallas_kernels.small_cache_attention.reference import reference
 
-IMPLEMENTATIONS = ("reference", "mosaic_tpu", "interpret")
+_IMPLEMENTATIONS = ("reference", "mosaic_tpu", "interpret")
 
 
 def small_cache_attention(
@@ -68,10 +68,7 @@ def small_cache_attention(
     ... ).shape
     (1, 64, 2, 16)
   """
-  if implementation not in IMPLEMENTATIONS:
-    raise ValueError(
-      f"implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}"
-    )
+  check_implementation(implementation, _IMPLEMENTATIONS)
   x = Operands(query, key, value)
   for name, y in zip(x._fields, x, strict=True):
     if 0 in y.shape:

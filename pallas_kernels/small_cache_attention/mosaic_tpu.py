@@ -27,7 +27,14 @@ import numpy as np
 from jax import lax
 
 from pallas_kernels._compat import out_struct, pl, pltpu
-from pallas_kernels.flash_attention.operands import accumulator
+from pallas_kernels._products import (
+  FIRST,
+  LAST,
+  MIDDLE,
+  accumulator,
+  dot,
+  tpu_reason,
+)
 from pallas_kernels.small_cache_attention import _tpu_plan, config
 from pallas_kernels.small_cache_attention._tpu_plan import Grid, Plan, Specs
 from pallas_kernels.small_cache_attention.operands import (
@@ -36,18 +43,12 @@ from pallas_kernels.small_cache_attention.operands import (
   Options,
 )
 
-# Axes that lax.dot_general contracts.
-_LAST = (1,), (1,)  # (m, k), (n, k) -> (m, n)
-_FIRST = (0,), (0,)  # (k, m), (k, n) -> (m, n)
-_MIDDLE = (1,), (0,)  # (m, k), (k, n) -> (m, n)
-
 
 def supports(x: Operands, options: Options) -> str | None:
   """Why these operands cannot use the kernels; None if they can."""
-  dtype = x.query.dtype
-  if dtype not in (jnp.float32, jnp.bfloat16):
-    return f"the TPU kernel takes float32 or bfloat16, got {dtype}"
-  return config.tpu_reason(x, options)
+  dtypes = jnp.float32, jnp.bfloat16
+  reason = tpu_reason(x.query.dtype, dtypes, None)
+  return reason or config.tpu_reason(x, options)
 
 
 def forward(
@@ -99,7 +100,7 @@ def forward(
       (lse, specs.lanes()),
     ],
     ((heads, rows, value.shape[-1]), x.query.dtype, specs.row_tile()),
-    _FIRST,
+    FIRST,
     before=_weights,
   )
   lse = _tpu_plan.from_lanes(lse, plan)
@@ -155,14 +156,14 @@ def backward(
     inputs = [(keys, specs.key_strip()), (rows, specs.row_strip()), *more]
     after = functools.partial(after, plan)
     output = shape, narrow, specs.scores()
-    return call.product(name, grid, inputs, output, _LAST, after=after)
+    return call.product(name, grid, inputs, output, LAST, after=after)
 
   def key_sums(name: str, size: int, scores: Any, rows: Any, after: Any) -> Any:
     grid = _tpu_plan.sums_over_rows(plan, size)
     specs = Specs(plan, grid, size)
     inputs = [(scores, specs.scores_of_keys()), (rows, specs.terms())]
     output = (*shape[:2], rows.shape[-1]), narrow, specs.key_tile()
-    sums = call.product(name, grid, inputs, output, _MIDDLE, after=after)
+    sums = call.product(name, grid, inputs, output, MIDDLE, after=after)
     return _tpu_plan.from_keys(sums, plan, size)
 
   weights = scores("weights", h, key, query, [(lse, "lanes")], _exp_scores)
@@ -177,7 +178,7 @@ def backward(
     grid,
     [(scores_bar, specs.scores_of_rows()), (key, specs.terms())],
     (query.shape, narrow, specs.row_tile()),
-    _FIRST,
+    FIRST,
     after=scaled,
   )
   return Gradients(
@@ -237,11 +238,7 @@ def _logits(plan: Plan, total: jax.Array, i: Any, j: Any) -> jax.Array:
 
 def _dot(a: jax.Array, b: jax.Array, contract: Any) -> jax.Array:
   wide = a.dtype != jnp.bfloat16
-  return lax.dot_general(
-    a, b, (contract, ((), ())),
-    precision=lax.Precision.HIGHEST if wide else None,
-    preferred_element_type=accumulator(a.dtype),
-  )  # fmt: skip
+  return dot(a, b, contract, lax.Precision.HIGHEST if wide else None)
 
 
 def _scores_kernel(plan: Plan, grid: Grid, refs: Any) -> None:
@@ -256,7 +253,7 @@ def _scores_kernel(plan: Plan, grid: Grid, refs: Any) -> None:
     total_ref[...] = jnp.zeros_like(total_ref)
 
   def term() -> jax.Array:
-    return _dot(key_ref[...], query_ref[...], _LAST)
+    return _dot(key_ref[...], query_ref[...], LAST)
 
   _add_up(acc_ref, term, k, holds)
 

@@ -414,6 +414,28 @@ def interpreted_relu_attention(
   )
 
 
+def interpreted_polynomial_attention(
+  query: Any,
+  key: Any,
+  value: Any,
+  *,
+  scale: Any = None,
+  is_causal: bool = False,
+  key_mask: Any = None,
+) -> Any:
+  """Polynomial attention by its kernels, interpreted."""
+  return polynomial_attention(
+    query,
+    key,
+    value,
+    key_mask=key_mask,
+    scale=scale,
+    is_causal=is_causal,
+    implementation="pallas_interpret",
+    **_polynomial_options(0),
+  )
+
+
 _MASK = np.arange(T)[None, None, None] % 3 > 0
 _KEY_MASK = np.broadcast_to(np.arange(T) % 3 > 0, (B, T))
 _PRECISION = ("highest", "nonsense")
@@ -623,6 +645,14 @@ _ALL = (
     effects={"mask": _MASK, "scale": 0.25, "is_causal": True},
     neutral={},
     narrow_weights=True,
+    adapted=True,
+  ),
+  Member(
+    fn=interpreted_polynomial_attention,
+    oracle=_polynomial_oracle,
+    options=lambda num_keys: {},
+    effects={"scale": 0.25, "is_causal": True, "key_mask": _KEY_MASK},
+    neutral={},
     adapted=True,
   ),
   Member(

@@ -1,0 +1,91 @@
+"""How many tokens the kernels of polynomial attention take at a time."""
+
+from typing import Any
+
+from pallas_kernels._products import accumulator
+from pallas_kernels.polynomial_attention.operands import Operands, Options
+
+# On a TPU: tokens of a chunk, as lanes.
+TPU_CHUNK = 256
+_TPU_LANES, _TPU_SUBLANES = 128, 8
+_TPU_VMEM = 16 * 2**20
+
+
+def chunk_size(x: Operands, options: Options, *, exact: bool) -> int:
+  """Tokens of a chunk.
+
+  Args:
+    x: the operands.
+    options: static facts.
+    exact: whether any size will do, as it does for an interpreter; else
+      sequences are padded to whole tiles of the hardware.
+
+  Returns:
+    A size that is no larger than the longest (padded) sequence.
+  """
+  length = max(x.query.shape[3], x.key.shape[2])
+  longest = length if exact else _up(length, _TPU_LANES)
+  if options.chunk_size is not None:
+    return min(options.chunk_size, longest)
+  return min(_chunk_that_fits(x, options, TPU_CHUNK), longest)
+
+
+def tpu_reason(x: Operands, options: Options) -> str | None:
+  """Why a TPU cannot run this chunk size; None if it can."""
+  size = options.chunk_size
+  if size is not None and size % _TPU_LANES:
+    return (
+      f"chunk_size must be a multiple of {_TPU_LANES} on a TPU, got {size}: "
+      f"use {_up(size, _TPU_LANES)}"
+    )
+  size = chunk_size(x, options, exact=False)
+  fits = _chunk_that_fits(x, options, size)
+  needed = _tpu_bytes(x, options, fits)
+  if needed > _TPU_VMEM:
+    return (
+      f"{len(options.weights)} features of head size {x.key.shape[1]} and "
+      f"degree {options.degree} need {_mebibytes(needed)} MiB of a TPU's VMEM, "
+      f"which has {_TPU_VMEM >> 20}: use a smaller degree"
+    )
+  if fits != size:
+    return (
+      f"chunk_size={size} needs {_mebibytes(_tpu_bytes(x, options, size))} MiB "
+      f"of a TPU's VMEM, which has {_TPU_VMEM >> 20}: use chunk_size={fits}"
+    )
+  return None
+
+
+def _chunk_that_fits(x: Operands, options: Options, size: int) -> int:
+  while size > _TPU_LANES and _tpu_bytes(x, options, size) > _TPU_VMEM:
+    size = _up(size // 2, _TPU_LANES)
+  return size
+
+
+def _tpu_bytes(x: Operands, options: Options, chunk: int) -> int:
+  """VMEM of the largest kernel; what the compiler takes is close."""
+  features = _up(len(options.weights), _TPU_SUBLANES)
+  size, value_size = x.key.shape[1], x.value.shape[1]
+  # Features, and backward their cotangents too.
+  numbers = 2 * features * chunk
+  # The state, what is added to it; weights, or a state that comes in and one
+  # that leaves, two at a time.
+  state = features * _up(value_size, _TPU_LANES)
+  if options.is_causal:
+    numbers += 2 * state + 2 * features * _TPU_LANES
+    # Logits inside of a chunk, weights, and cotangents of both.
+    numbers += 4 * chunk * chunk
+  else:
+    numbers += 4 * state
+  # Tokens come in and leave, two chunks at a time.
+  rows = _up(size, _TPU_SUBLANES) + _up(value_size, _TPU_SUBLANES)
+  numbers += 2 * 3 * rows * chunk
+  item: Any = accumulator(x.query.dtype)
+  return numbers * item(0).itemsize
+
+
+def _mebibytes(size: int) -> int:
+  return -(-size // 2**20)
+
+
+def _up(size: int, multiple: int) -> int:
+  return -(-size // multiple) * multiple
