@@ -143,10 +143,12 @@ def _branches(
   if call.on_mesh:
     reason = "a mesh with explicit axes needs jax.shard_map around the call"
   interpret = functools.partial(kernel, interpret=True)
+  mapped = "JAX's interpreter writes no part of what varies in a jax.shard_map"
+  alone = None if not _compat.varying_axes(*operands) else mapped
   return {
     "xla": Branch(xla),
     "pallas": (Branch(adapt(kernel), "tpu", reason),),
-    "pallas_interpret": Branch(adapt(interpret)),
+    "pallas_interpret": Branch(adapt(interpret), unsupported=alone),
   }
 
 

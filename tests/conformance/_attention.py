@@ -66,6 +66,8 @@ class Member(NamedTuple):
       matrix units take them: that is a second rounding for 16-bit inputs.
     adapted: ``fn`` is not public: it puts together functions whose signature
       differs by nature. Their options and refusals are tested with them.
+    unmapped: it refuses to run inside a ``jax.shard_map``, as it must where
+      JAX's interpreter cannot.
   """
 
   fn: Callable[..., Any]
@@ -79,6 +81,7 @@ class Member(NamedTuple):
   in_pairs: bool = False
   narrow_weights: bool = False
   adapted: bool = False
+  unmapped: bool = False
 
   @property
   def num_arrays(self) -> int:
@@ -654,6 +657,7 @@ _ALL = (
     effects={"scale": 0.25, "is_causal": True, "key_mask": _KEY_MASK},
     neutral={},
     adapted=True,
+    unmapped=True,
   ),
   Member(
     fn=streamed_moments,
