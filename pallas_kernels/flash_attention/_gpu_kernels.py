@@ -19,7 +19,7 @@ from pallas_kernels.flash_attention._blocks import Plan
 SLOTS = 2
 
 
-def _ids() -> tuple[Any, Any, Any]:
+def ids() -> tuple[Any, Any, Any]:
   return (
     lax.axis_index("batch"),
     lax.axis_index("head"),
@@ -27,11 +27,11 @@ def _ids() -> tuple[Any, Any, Any]:
   )
 
 
-def _column(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def column(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
   return lax.broadcast_in_dim(x, shape, (0,))
 
 
-def _row(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def row(x: jax.Array, shape: tuple[int, int]) -> jax.Array:
   return lax.broadcast_in_dim(x, shape, (1,))
 
 
@@ -69,7 +69,15 @@ def _stream(
   return lax.fori_loop(low, high, body, carry)
 
 
-def _fetch_once(copies: Any) -> None:
+def store(*copies: Any) -> None:
+  """Copies buffers of shared memory to global memory."""
+  plgpu.commit_smem()
+  for buffer, target in copies:
+    plgpu.copy_smem_to_gmem(buffer, target)
+  plgpu.wait_smem_to_gmem(0)
+
+
+def fetch_once(copies: Any) -> None:
   for source, buffer, barrier in copies:
     plgpu.copy_gmem_to_smem(source, buffer, barrier)
   for _, _, barrier in copies:
@@ -133,118 +141,40 @@ class Tile(NamedTuple):
     return jnp.where(seen, logits, -jnp.inf)
 
 
-def forward_kernel(tile: Tile, bounds: Any, *refs: Any) -> None:
-  plan, tile = tile.plan, tile._replace(bounds=bounds)
-  query_ref, key_ref, value_ref, out_ref, lse_ref, buffers, barriers = refs
-  query, keys, values, out, lse = buffers
-  query_barrier, key_barriers, value_barriers = barriers
-  b, n, i = _ids()
+def over_keys(
+  tile: Tile, at: tuple[Any, Any, Any], copies: Any, step: Any, start: Any
+) -> Any:
+  """Folds ``step(j, slot, carry)`` over the keys that a block of queries sees.
+
+  ``at`` is ``ids()``, ``copies`` are (keys or values, slots, barriers).
+  """
+  plan, (b, n, i) = tile.plan, at
   head = lax.div(n, np.int32(plan.group))
-  rows = pl.ds(i * np.int32(plan.block_q), plan.block_q)
-  _fetch_once([(query_ref.at[b, rows, n], query, query_barrier.at[0])])
-  shape = plan.block_q, plan.block_k
-  wide = out.shape
+  size = np.int32(plan.block_k)
 
   def source(ref: Any) -> Any:
-    at = np.int32(plan.block_k)
-    return lambda j: ref.at[b, pl.ds(j * at, plan.block_k), head]
+    return lambda j: ref.at[b, pl.ds(j * size, plan.block_k), head]
 
-  def add_keys(j: Any, slot: Any, carry: Any) -> Any:
-    acc, top, total = carry
-    logits = tile.times_transposed(query, keys.at[slot]) * tile.scale
-    logits = tile.hide(logits, b, i, j, 0)
-    before, top = top, jnp.maximum(top, logits.max(1))
-    # Nothing seen yet: any finite shift makes exp(-inf - shift) 0, not NaN.
-    shift = jnp.where(top == -jnp.inf, 0.0, top)
-    weights = jnp.exp(logits - _column(shift, shape))
-    keep = jnp.exp(before - shift)
-    total = total * keep + weights.sum(1)
-    acc = tile.add_product(
-      acc * _column(keep, wide), weights.astype(values.dtype), values.at[slot]
-    )
-    return acc, top, total
-
-  zeros = jnp.zeros((plan.block_q,), jnp.float32)
-  start = jnp.zeros(wide, jnp.float32), zeros - jnp.inf, zeros
-  seen = _blocks.keys_seen(plan, bounds, b, i)
-  copies = [
-    (source(key_ref), keys, key_barriers),
-    (source(value_ref), values, value_barriers),
-  ]
-  acc, top, total = _stream(
-    seen.low, seen.high, plan.num_k, copies, add_keys, start
-  )
-  none = total == 0
-  safe = jnp.where(none, 1.0, total)
-  out[...] = (acc / _column(safe, wide)).astype(out.dtype)
-  lse[...] = jnp.where(none, -jnp.inf, top + jnp.log(safe))
-  plgpu.commit_smem()
-  plgpu.copy_smem_to_gmem(out, out_ref.at[b, rows, n])
-  plgpu.copy_smem_to_gmem(lse, lse_ref.at[b, n, rows])
-  plgpu.wait_smem_to_gmem(0)
+  seen = _blocks.keys_seen(plan, tile.bounds, b, i)
+  copies = [(source(ref), *to) for ref, *to in copies]
+  return _stream(seen.low, seen.high, plan.num_k, copies, step, start)
 
 
-def query_kernel(tile: Tile, bounds: Any, *refs: Any) -> None:
-  plan, tile = tile.plan, tile._replace(bounds=bounds)
-  query_ref, key_ref, value_ref, bar_ref, lse_ref, delta_ref = refs[:6]
-  out_ref, buffers, barriers = refs[6:]
-  query, out_bar, lse, delta, keys, values = buffers
-  once, (key_barriers, value_barriers) = barriers[:4], barriers[4:]
-  b, n, i = _ids()
-  head = lax.div(n, np.int32(plan.group))
-  rows = pl.ds(i * np.int32(plan.block_q), plan.block_q)
-  sources = (
-    query_ref.at[b, rows, n], bar_ref.at[b, rows, n], lse_ref.at[b, n, rows],
-    delta_ref.at[b, n, rows],
-  )  # fmt: skip
-  _fetch_once(
-    [
-      (s, t, c.at[0])
-      for s, t, c in zip(sources, buffers[:4], once, strict=True)
-    ]
-  )
-  shape = plan.block_q, plan.block_k
+def over_queries(
+  tile: Tile,
+  at: tuple[Any, Any, Any],
+  wide: Any,
+  thin: Any,
+  step: Any,
+  start: Any,
+) -> Any:
+  """Folds ``step(i, slot, carry)`` over queries that see a block of keys.
 
-  def source(ref: Any) -> Any:
-    at = np.int32(plan.block_k)
-    return lambda j: ref.at[b, pl.ds(j * at, plan.block_k), head]
-
-  def add_keys(j: Any, slot: Any, acc: jax.Array) -> jax.Array:
-    logits = tile.times_transposed(query, keys.at[slot]) * tile.scale
-    logits = tile.hide(logits, b, i, j, 0)
-    weights = jnp.exp(logits - _column(lse[...], shape))
-    bar = tile.times_transposed(out_bar, values.at[slot])
-    bar = weights * (bar - _column(delta[...], shape))
-    return tile.add_product(acc, bar.astype(keys.dtype), keys.at[slot])
-
-  seen = _blocks.keys_seen(plan, bounds, b, i)
-  copies = [
-    (source(key_ref), keys, key_barriers),
-    (source(value_ref), values, value_barriers),
-  ]
-  start = jnp.zeros(query.shape, jnp.float32)
-  acc = _stream(seen.low, seen.high, plan.num_k, copies, add_keys, start)
-  query[...] = (acc * tile.scale).astype(query.dtype)
-  plgpu.commit_smem()
-  plgpu.copy_smem_to_gmem(query, out_ref.at[b, rows, n])
-  plgpu.wait_smem_to_gmem(0)
-
-
-def key_value_kernel(tile: Tile, bounds: Any, *refs: Any) -> None:
-  plan, tile = tile.plan, tile._replace(bounds=bounds)
-  query_ref, key_ref, value_ref, bar_ref, lse_ref, delta_ref = refs[:6]
-  key_bar_ref, value_bar_ref, buffers, barriers = refs[6:]
-  key, value, queries, out_bars, lses, deltas = buffers
-  b, n, j = _ids()
-  columns = pl.ds(j * np.int32(plan.block_k), plan.block_k)
-  _fetch_once(
-    [
-      (key_ref.at[b, columns, n], key, barriers[0].at[0]),
-      (value_ref.at[b, columns, n], value, barriers[1].at[0]),
-    ]
-  )
-  shape = plan.block_k, plan.block_q
-  seen = _blocks.queries_seeing(plan, bounds, b, j)
+  ``at`` is ``ids()``; ``wide`` and ``thin``, vectors of a query and numbers,
+  are (source, slots, barriers).
+  """
+  plan, (b, n, j) = tile.plan, at
+  seen = _blocks.queries_seeing(plan, tile.bounds, b, j)
   each = lax.max(seen.high - seen.low, np.int32(0))
 
   # All heads of the group, one after another.
@@ -254,51 +184,149 @@ def key_value_kernel(tile: Tile, bounds: Any, *refs: Any) -> None:
     rows = pl.ds(i * np.int32(plan.block_q), plan.block_q)
     return n * np.int32(plan.group) + g, i, rows
 
-  def wide(ref: Any) -> Any:
+  def wide_source(ref: Any) -> Any:
     def source(step: Any) -> Any:
       head, _, rows = place(step)
       return ref.at[b, rows, head]
 
     return source
 
-  def thin(ref: Any) -> Any:
+  def thin_source(ref: Any) -> Any:
     def source(step: Any) -> Any:
       head, _, rows = place(step)
       return ref.at[b, head, rows]
 
     return source
 
-  def add_queries(step: Any, slot: Any, carry: Any) -> Any:
+  copies = [(wide_source(ref), *to) for ref, *to in wide]
+  copies += [(thin_source(ref), *to) for ref, *to in thin]
+  steps, num = each * np.int32(plan.group), plan.group * plan.num_q
+  return _stream(
+    np.int32(0),
+    steps,
+    num,
+    copies,
+    lambda at, slot, carry: step(place(at)[1], slot, carry),
+    start,
+  )
+
+
+def forward_kernel(tile: Tile, bounds: Any, *refs: Any) -> None:
+  plan, tile = tile.plan, tile._replace(bounds=bounds)
+  query_ref, key_ref, value_ref, out_ref, lse_ref, buffers, barriers = refs
+  query, keys, values, out, lse = buffers
+  query_barrier, key_barriers, value_barriers = barriers
+  b, n, i = ids()
+  rows = pl.ds(i * np.int32(plan.block_q), plan.block_q)
+  fetch_once([(query_ref.at[b, rows, n], query, query_barrier.at[0])])
+  shape = plan.block_q, plan.block_k
+  wide = out.shape
+
+  def add_keys(j: Any, slot: Any, carry: Any) -> Any:
+    acc, top, total = carry
+    logits = tile.times_transposed(query, keys.at[slot]) * tile.scale
+    logits = tile.hide(logits, b, i, j, 0)
+    before, top = top, jnp.maximum(top, logits.max(1))
+    # Nothing seen yet: any finite shift makes exp(-inf - shift) 0, not NaN.
+    shift = jnp.where(top == -jnp.inf, 0.0, top)
+    weights = jnp.exp(logits - column(shift, shape))
+    keep = jnp.exp(before - shift)
+    total = total * keep + weights.sum(1)
+    acc = tile.add_product(
+      acc * column(keep, wide), weights.astype(values.dtype), values.at[slot]
+    )
+    return acc, top, total
+
+  zeros = jnp.zeros((plan.block_q,), jnp.float32)
+  start = jnp.zeros(wide, jnp.float32), zeros - jnp.inf, zeros
+  copies = (
+    (key_ref, keys, key_barriers),
+    (value_ref, values, value_barriers),
+  )
+  acc, top, total = over_keys(tile, (b, n, i), copies, add_keys, start)
+  none = total == 0
+  safe = jnp.where(none, 1.0, total)
+  out[...] = (acc / column(safe, wide)).astype(out.dtype)
+  lse[...] = jnp.where(none, -jnp.inf, top + jnp.log(safe))
+  store((out, out_ref.at[b, rows, n]), (lse, lse_ref.at[b, n, rows]))
+
+
+def query_kernel(tile: Tile, bounds: Any, *refs: Any) -> None:
+  plan, tile = tile.plan, tile._replace(bounds=bounds)
+  query_ref, key_ref, value_ref, bar_ref, lse_ref, delta_ref = refs[:6]
+  out_ref, buffers, barriers = refs[6:]
+  query, out_bar, lse, delta, keys, values = buffers
+  once, (key_barriers, value_barriers) = barriers[:4], barriers[4:]
+  b, n, i = ids()
+  rows = pl.ds(i * np.int32(plan.block_q), plan.block_q)
+  sources = (
+    query_ref.at[b, rows, n], bar_ref.at[b, rows, n], lse_ref.at[b, n, rows],
+    delta_ref.at[b, n, rows],
+  )  # fmt: skip
+  fetch_once(
+    [
+      (s, t, c.at[0])
+      for s, t, c in zip(sources, buffers[:4], once, strict=True)
+    ]
+  )
+  shape = plan.block_q, plan.block_k
+
+  def add_keys(j: Any, slot: Any, acc: jax.Array) -> jax.Array:
+    logits = tile.times_transposed(query, keys.at[slot]) * tile.scale
+    logits = tile.hide(logits, b, i, j, 0)
+    weights = jnp.exp(logits - column(lse[...], shape))
+    bar = tile.times_transposed(out_bar, values.at[slot])
+    bar = weights * (bar - column(delta[...], shape))
+    return tile.add_product(acc, bar.astype(keys.dtype), keys.at[slot])
+
+  copies = (
+    (key_ref, keys, key_barriers),
+    (value_ref, values, value_barriers),
+  )
+  start = jnp.zeros(query.shape, jnp.float32)
+  acc = over_keys(tile, (b, n, i), copies, add_keys, start)
+  query[...] = (acc * tile.scale).astype(query.dtype)
+  store((query, out_ref.at[b, rows, n]))
+
+
+def key_value_kernel(tile: Tile, bounds: Any, *refs: Any) -> None:
+  plan, tile = tile.plan, tile._replace(bounds=bounds)
+  query_ref, key_ref, value_ref, bar_ref, lse_ref, delta_ref = refs[:6]
+  key_bar_ref, value_bar_ref, buffers, barriers = refs[6:]
+  key, value, queries, out_bars, lses, deltas = buffers
+  b, n, j = ids()
+  columns = pl.ds(j * np.int32(plan.block_k), plan.block_k)
+  fetch_once(
+    [
+      (key_ref.at[b, columns, n], key, barriers[0].at[0]),
+      (value_ref.at[b, columns, n], value, barriers[1].at[0]),
+    ]
+  )
+  shape = plan.block_k, plan.block_q
+
+  def add_queries(i: Any, slot: Any, carry: Any) -> Any:
     key_bar, value_bar = carry
-    _, i, _ = place(step)
     query, out_bar = queries.at[slot], out_bars.at[slot]
     logits = tile.times_transposed(key, query) * tile.scale
     logits = tile.hide(logits, b, i, j, 1)
-    weights = jnp.exp(logits - _row(lses.at[slot][...], shape))
+    weights = jnp.exp(logits - row(lses.at[slot][...], shape))
     value_bar = tile.add_product(
       value_bar, weights.astype(query.dtype), out_bar
     )
     bar = tile.times_transposed(value, out_bar)
-    bar = weights * (bar - _row(deltas.at[slot][...], shape))
+    bar = weights * (bar - row(deltas.at[slot][...], shape))
     key_bar = tile.add_product(key_bar, bar.astype(query.dtype), query)
     return key_bar, value_bar
 
-  copies = list(
-    zip(
-      (wide(query_ref), wide(bar_ref), thin(lse_ref), thin(delta_ref)),
-      (queries, out_bars, lses, deltas),
-      barriers[2:],
-      strict=True,
-    )
-  )
+  sources = query_ref, bar_ref, lse_ref, delta_ref
+  copies = list(zip(sources, buffers[2:], barriers[2:], strict=True))
   start = jnp.zeros(key.shape, jnp.float32), jnp.zeros(value.shape, jnp.float32)
-  steps = each * np.int32(plan.group)
-  key_bar, value_bar = _stream(
-    np.int32(0), steps, plan.group * plan.num_q, copies, add_queries, start
+  key_bar, value_bar = over_queries(
+    tile, (b, n, j), copies[:2], copies[2:], add_queries, start
   )
   key[...] = (key_bar * tile.scale).astype(key.dtype)
   value[...] = value_bar.astype(value.dtype)
-  plgpu.commit_smem()
-  plgpu.copy_smem_to_gmem(key, key_bar_ref.at[b, columns, n])
-  plgpu.copy_smem_to_gmem(value, value_bar_ref.at[b, columns, n])
-  plgpu.wait_smem_to_gmem(0)
+  store(
+    (key, key_bar_ref.at[b, columns, n]),
+    (value, value_bar_ref.at[b, columns, n]),
+  )

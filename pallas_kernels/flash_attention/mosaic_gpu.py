@@ -104,7 +104,7 @@ def _with_places(x: Operands) -> Operands:
 def _forward(
   options: Options, interpret: Any, x: Operands
 ) -> tuple[jax.Array, jax.Array]:
-  call = _Call(x, options, backward=False, interpret=interpret)
+  call = Call(x, options, backward=False, interpret=interpret)
   plan, query, key, value = call.plan, call.query, call.key, call.value
   b, t, n, h = query.shape
   hv = value.shape[-1]
@@ -134,7 +134,7 @@ def _backward(
   out_bar: jax.Array,
   lse_bar: jax.Array,
 ) -> Gradients:
-  call = _Call(x, options, backward=True, interpret=interpret)
+  call = Call(x, options, backward=True, interpret=interpret)
   delta = (out_bar.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
   delta -= lse_bar
   # A query that sees nothing has lse -inf; +inf makes its weights 0, not NaN.
@@ -153,7 +153,7 @@ def _backward(
   )  # fmt: skip
 
 
-def _query_bar(call: "_Call", inputs: list[jax.Array]) -> jax.Array:
+def _query_bar(call: "Call", inputs: list[jax.Array]) -> jax.Array:
   plan, (query, _, value, *_) = call.plan, inputs
   b, t, n, h = query.shape
   q, k, hv, dtype = plan.block_q, plan.block_k, value.shape[-1], query.dtype
@@ -171,7 +171,7 @@ def _query_bar(call: "_Call", inputs: list[jax.Array]) -> jax.Array:
   return bar
 
 
-def _key_value_bars(call: "_Call", inputs: list[jax.Array]) -> list[jax.Array]:
+def _key_value_bars(call: "Call", inputs: list[jax.Array]) -> list[jax.Array]:
   plan, (query, key, value, *_) = call.plan, inputs
   b, _, n, h = key.shape
   q, k, hv, dtype = plan.block_q, plan.block_k, value.shape[-1], query.dtype
@@ -189,12 +189,13 @@ def _key_value_bars(call: "_Call", inputs: list[jax.Array]) -> list[jax.Array]:
   )  # fmt: skip
 
 
-class _Call:
+class Call:
   """One call, cut into blocks: what all of its kernels share."""
 
   def __init__(
     self, x: Operands, options: Options, *, backward: bool, interpret: Any
   ):
+    """Cuts the call of an operation whose scores are those of ``x``."""
     sizes = config.gpu_block_sizes(options)
     self.options, self.interpret = options, interpret
     self.plan = plan = _blocks.plan(x, options, sizes, backward=backward)
