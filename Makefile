@@ -16,7 +16,7 @@ help:
 	@echo "make reproduce [ONLY=slug,...] [TIER=cpu|smoke|full] [WORKDIR=results]"
 	@echo "                run every experiment, write index.html and LEDGER.md"
 	@echo "make test       lint, types and tests"
-	@echo "make test-aot   compile the kernels for TPUs, without one"
+	@echo "make test-aot   compile the kernels for TPUs and GPUs, without one"
 	@echo "make lint       lint and types alone"
 	@echo "make docs       build the pages into docs/_build/html"
 	@echo "make bench      race the peers, write benchmarks/RESULTS.md"

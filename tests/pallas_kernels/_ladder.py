@@ -4,7 +4,7 @@ A. ``interpret=True`` against the reference: the mathematics.
 B. :func:`tpu_interpreter`: copies, races, reads out of bounds or of nothing;
    :func:`gpu_interpreter`, which is A for a GPU's kernels too.
 C. :func:`lowered`: tiling rules and operations that a platform lacks.
-D. :func:`compiled_for` :func:`tpu_device`: Mosaic itself, memory, sharding.
+D. :func:`compiled_for` :func:`tpu_devices`: Mosaic itself, memory, sharding.
 E. :func:`compiled_for` :func:`cuda_device`: ptxas, shared memory, registers.
 
 D and E need the compilers of the platform, and a process of their own: their
@@ -101,6 +101,12 @@ def compiled_for(device: Any, fn: Callable[..., Any], *args: Any) -> Any:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
   return jax.jit(fn).lower(*jax.tree.map(place, args)).compile()
+
+
+def num_kernels(executable: Any, platform: str) -> int:
+  """How many kernels a compiled program calls."""
+  target = f'custom_call_target="{CALLS[platform]}"'
+  return executable.as_text().count(target)
 
 
 def temporary_bytes(executable: Any) -> int:

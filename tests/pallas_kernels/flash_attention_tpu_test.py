@@ -14,8 +14,8 @@ from pallas_kernels.flash_attention import BlockSizes, mosaic_tpu
 from pallas_kernels.flash_attention.operands import Operands, Options
 from tests.pallas_kernels._flash import cotangents, structs
 from tests.pallas_kernels._ladder import (
-  CALLS,
   compiled_for,
+  num_kernels,
   temporary_bytes,
   tpu_devices,
 )
@@ -23,10 +23,6 @@ from tests.pallas_kernels._ladder import (
 pytestmark = pytest.mark.aot_tpu
 
 BOTH = pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
-
-
-def _num_kernels(executable):
-  return executable.as_text().count(f'custom_call_target="{CALLS["tpu"]}"')
 
 
 def _gradients(query, key, value, block_sizes=None):
@@ -51,7 +47,7 @@ def test_what_none_takes_compiles_and_memory_is_linear(topology):
   for length in (4096, 16384):
     executable = compiled_for(device, _gradients, *_inputs(length))
     # Forward; queries; keys and values.
-    assert _num_kernels(executable) == 3
+    assert num_kernels(executable, "tpu") == 3
     sizes[length] = temporary_bytes(executable)
   assert 3 < sizes[16384] / sizes[4096] < 4.5
   # One head's logits alone would be far more.
@@ -71,7 +67,7 @@ def test_what_is_said_to_fit_into_vmem_fits(heads, sizes):
   executable = compiled_for(
     device, functools.partial(_gradients, block_sizes=sizes), *args
   )
-  assert _num_kernels(executable) == 3
+  assert num_kernels(executable, "tpu") == 3
 
 
 @BOTH
@@ -89,7 +85,7 @@ def test_all_that_hides_or_shifts_scores_compiles(topology, dtype, head_dim):
 
   device, *_ = tpu_devices(topology)
   bars = jax.eval_shape(cotangents, x)
-  assert _num_kernels(compiled_for(device, run, x, bars)) == 4
+  assert num_kernels(compiled_for(device, run, x, bars), "tpu") == 4
 
 
 @pytest.mark.parametrize("spec", [P("x"), P(None, "x")])
@@ -105,6 +101,6 @@ def test_four_chips_share_the_work(spec):
   ]
   with jax.set_mesh(mesh):
     executable = jax.jit(_gradients).lower(*args).compile()
-  assert _num_kernels(executable) == 3
+  assert num_kernels(executable, "tpu") == 3
   # Each chip has a quarter of the queries; keys of a cut length are gathered.
   assert ("all-gather" in executable.as_text()) == (spec == P(None, "x"))

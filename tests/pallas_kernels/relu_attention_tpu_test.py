@@ -10,8 +10,8 @@ from jaxattn.attention import relu_attention
 from pallas_kernels.relu_attention import mosaic_tpu
 from pallas_kernels.relu_attention.operands import Options
 from tests.pallas_kernels._ladder import (
-  CALLS,
   compiled_for,
+  num_kernels,
   temporary_bytes,
   tpu_devices,
 )
@@ -20,10 +20,6 @@ from tests.pallas_kernels._relu import cotangents, structs
 pytestmark = pytest.mark.aot_tpu
 
 BOTH = pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
-
-
-def _num_kernels(executable):
-  return executable.as_text().count(f'custom_call_target="{CALLS["tpu"]}"')
 
 
 @BOTH
@@ -43,7 +39,7 @@ def test_what_none_takes_compiles_and_memory_is_linear(topology):
     args = shape((1, length, 4, 128)), keys, keys
     executable = compiled_for(device, gradients, *args)
     # Forward; queries; keys and values.
-    assert _num_kernels(executable) == 3
+    assert num_kernels(executable, "tpu") == 3
     sizes[length] = temporary_bytes(executable)
   assert 3 < sizes[16384] / sizes[4096] < 4.5
   # One head's scores alone would be far more.
@@ -62,4 +58,4 @@ def test_all_that_hides_or_shifts_scores_compiles(topology, dtype, alpha):
 
   device, *_ = tpu_devices(topology)
   bars = jax.eval_shape(cotangents, x)
-  assert _num_kernels(compiled_for(device, run, x, bars)) == 3
+  assert num_kernels(compiled_for(device, run, x, bars), "tpu") == 3
