@@ -93,7 +93,7 @@ def _kernel_of_platform(
   reasons = [b.unsupported for b in kernels]
   if None not in reasons:
     raise NotImplementedError(
-      _cannot_run(implementation, "; ".join(map(str, reasons)))
+      _cannot_run(implementation, "; ".join(dict.fromkeys(map(str, reasons))))
     )
 
   def refuse(reason: str) -> Callable[..., Any]:

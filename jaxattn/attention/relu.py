@@ -28,7 +28,7 @@ from jaxattn import _checks, _compat
 from jaxattn._dispatch import Branch, dispatch
 from jaxattn.attention import _relu, _rows
 from jaxattn.numerics._dtypes import accumulator
-from pallas_kernels.relu_attention import mosaic_tpu
+from pallas_kernels.relu_attention import mosaic_gpu, mosaic_tpu
 from pallas_kernels.relu_attention.operands import Gradients, Operands, Options
 
 _IMPLEMENTATIONS = (None, "xla", "pallas", "pallas_interpret")
@@ -215,12 +215,15 @@ def _dispatch(call: _Call, name: str, *args: Any) -> Any:
 
     return run
 
-  reason = mosaic_tpu.supports(args[0], call.options)
-  if call.on_mesh:
-    reason = "a mesh with explicit axes needs jax.shard_map around the call"
+  def kernel(platform: str, module: Any) -> Branch:
+    reason = module.supports(args[0], call.options)
+    if call.on_mesh:
+      reason = "a mesh with explicit axes needs jax.shard_map around the call"
+    return Branch(branch(module), platform, reason)
+
   branches = {
     "xla": Branch(branch(_relu)),
-    "pallas": (Branch(branch(mosaic_tpu), "tpu", reason),),
+    "pallas": (kernel("tpu", mosaic_tpu), kernel("cuda", mosaic_gpu)),
     "pallas_interpret": Branch(branch(mosaic_tpu, interpret=True)),
   }
   return dispatch(call.implementation, branches, *args)

@@ -7,13 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from pallas_kernels._compat import pl
 from pallas_kernels._products import FIRST, LAST, MIDDLE
 from pallas_kernels.flash_attention import _blocks
 from pallas_kernels.flash_attention._tpu_kernels import Tile
+from pallas_kernels.relu_attention._norms import reciprocal
 
 
 def forward_kernel(
@@ -35,7 +35,7 @@ def forward_kernel(
     excess = tile.hide(scores * scale_ref[...] - threshold_ref[...], edge)
     before = top_ref[...]
     top = jnp.maximum(before, excess.max(0, keepdims=True))
-    factor, keep = _reciprocal(top), _reciprocal(top, before)
+    factor, keep = reciprocal(top), reciprocal(top, before)
     keep = lax.integer_pow(keep, alpha)
     passing = jnp.maximum(excess, jnp.zeros_like(excess)) * factor
     weights = lax.integer_pow(passing, alpha)
@@ -52,7 +52,7 @@ def forward_kernel(
     safe = jnp.where(none, jnp.ones_like(total), total)
     out_ref[...] = (acc_ref[...] / safe).T.astype(out_ref.dtype)
     root = safe if alpha == 1 else jnp.exp(jnp.log(safe) / alpha)
-    norm = root / _reciprocal(top_ref[...])
+    norm = root / reciprocal(top_ref[...])
     norm_ref[...] = jnp.where(none, jnp.zeros_like(norm), norm)
 
 
@@ -153,24 +153,3 @@ def _dot(
     wide = wide.astype(x.dtype)
   x = x.astype(wide.dtype)
   return tile.dot(*((wide, x) if flip else (x, wide)), contract)
-
-
-def _reciprocal(top: jax.Array, before: jax.Array | None = None) -> jax.Array:
-  """A power of two in (1 / (2 top), 1 / top]; over that of ``before``.
-
-  Of numbers >= 0. It is finite and not 0: for the smallest and the largest
-  numbers, the nearest one that is.
-  """
-  bits = {4: jnp.int32, 8: jnp.int64}[top.dtype.itemsize]
-  info = jnp.finfo(top.dtype)
-  one = np.array((1 << (info.nexp - 1)) - 1, bits)
-  shift = np.array(info.nmant, bits)
-
-  def exponent(x: jax.Array) -> jax.Array:
-    found = lax.shift_right_logical(lax.bitcast_convert_type(x, bits), shift)
-    return jnp.maximum(2 * one - 1 - found, np.array(1, bits))
-
-  result = exponent(top)
-  if before is not None:
-    result = jnp.maximum(one + result - exponent(before), np.array(0, bits))
-  return lax.bitcast_convert_type(lax.shift_left(result, shift), top.dtype)

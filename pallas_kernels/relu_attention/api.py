@@ -17,11 +17,12 @@ from pallas_kernels._checks import (
 )
 from pallas_kernels._products import accumulator
 from pallas_kernels.flash_attention.config import BlockSizes
-from pallas_kernels.relu_attention import mosaic_tpu
+from pallas_kernels.relu_attention import mosaic_gpu, mosaic_tpu
 from pallas_kernels.relu_attention.operands import Gradients, Operands, Options
 from pallas_kernels.relu_attention.reference import reference
 
-_IMPLEMENTATIONS = ("reference", "mosaic_tpu", "interpret")
+_KERNELS = {"mosaic_tpu": mosaic_tpu, "mosaic_gpu": mosaic_gpu}
+_IMPLEMENTATIONS = ("reference", *_KERNELS, "interpret")
 
 
 def relu_attention(
@@ -54,8 +55,8 @@ def relu_attention(
     return_residual: also return the norm of the excesses that pass, of order
       alpha; it has a gradient.
     block_sizes: tiles; None = those of exact attention.
-    implementation: "mosaic_tpu", "interpret" (the same, anywhere), or
-      "reference" (the dense formula).
+    implementation: "mosaic_tpu", "mosaic_gpu" (float16 or bfloat16, no mask),
+      "interpret" (the TPU's, anywhere), or "reference" (the dense formula).
 
   Returns:
     (B, T, N, Hv), and with ``return_residual`` the norm (B, T, N).
@@ -100,10 +101,8 @@ def relu_attention(
   if x.scale.shape:
     raise ValueError(f"scale must be a scalar, got shape {x.scale.shape}")
   options = Options(alpha, bool(is_causal), block_sizes)
-  reason = None
-  if implementation == "mosaic_tpu":
-    reason = mosaic_tpu.supports(x, options)
-  if reason is not None:
+  kernels = _KERNELS.get(implementation)
+  if kernels is not None and (reason := kernels.supports(x, options)):
     raise NotImplementedError(reason)
   out, norm = _attend(implementation, options, x)
   return (out, norm) if return_residual else out
@@ -112,8 +111,9 @@ def relu_attention(
 def _forward(implementation: str, options: Options, x: Operands) -> Any:
   if implementation == "reference":
     return reference(x, options)
+  kernels = _KERNELS.get(implementation, mosaic_tpu)
   interpret = implementation == "interpret"
-  return mosaic_tpu.forward(x, options, interpret=interpret)
+  return kernels.forward(x, options, interpret=interpret)
 
 
 _attend: Any = jax.custom_vjp(_forward, nondiff_argnums=(0, 1))
@@ -136,8 +136,9 @@ def _attend_bwd(
     _, vjp = jax.vjp(dense, *x[:5])
     gradients = Gradients(*vjp(bars))
   else:
+    kernels = _KERNELS.get(implementation, mosaic_tpu)
     interpret = implementation == "interpret"
-    gradients = mosaic_tpu.backward(
+    gradients = kernels.backward(
       x, options, out, norm, *bars, interpret=interpret
     )
   return (Operands(*gradients, mask=None),)

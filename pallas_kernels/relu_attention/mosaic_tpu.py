@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from pallas_kernels.flash_attention import _tpu_arrays
 from pallas_kernels.flash_attention import mosaic_tpu as flash
 from pallas_kernels.flash_attention._tpu_arrays import Specs
+from pallas_kernels.relu_attention._norms import inverse_and_delta
 from pallas_kernels.relu_attention._tpu_kernels import (
   forward_kernel,
   key_value_kernel,
@@ -111,12 +112,10 @@ def backward(
     their cotangents once for each block of keys.
   """
   call = _call(x, options, backward=True, interpret=interpret)
-  plan, dtype = call.plan, call.dtype
-  norm = norm.astype(dtype)
-  delta = (out_bar.astype(dtype) * out.astype(dtype)).sum(-1)
-  delta -= norm_bar.astype(dtype) * norm / options.alpha
-  # Nothing passes where the norm is 0: any finite inverse will do.
-  inverse = jnp.where(norm == 0, 0, 1 / jnp.where(norm == 0, 1, norm))
+  plan = call.plan
+  inverse, delta = inverse_and_delta(
+    options.alpha, out, norm.astype(call.dtype), out_bar, norm_bar
+  )
   arrays = (
     *_arrays(x, call),
     _tpu_arrays.rows_of(out_bar.astype(x.query.dtype), plan),

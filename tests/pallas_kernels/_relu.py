@@ -38,9 +38,9 @@ def case(name, dtype, block_sizes=BLOCKS):
   return x, options._replace(block_sizes=block_sizes)
 
 
-def structs(dtype="bfloat16"):
+def structs(dtype="bfloat16", **sizes):
   """Operands without numbers; no length is a multiple of a block."""
-  x = _flash.structs(dtype=dtype)
+  x = _flash.structs(dtype=dtype, **sizes)
   wide = jax.ShapeDtypeStruct(x.query.shape[:3], jnp.float32)
   mask = jax.ShapeDtypeStruct((1, 1, 1, x.key.shape[1]), jnp.bool_)
   return Operands(*x[:3], wide, jax.ShapeDtypeStruct((), jnp.float32), mask)
