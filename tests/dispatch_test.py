@@ -97,6 +97,9 @@ def test_name_that_one_platform_cannot_run_says_why_there():
   branches = _by_platform(tpu="head_dim is odd", cuda="head_dim is even")
   with pytest.raises(NotImplementedError, match="is odd; head_dim is even"):
     jax.eval_shape(lambda x: dispatch("kernels", branches, x), jnp.ones(3))
+  branches = _by_platform(tpu="it is odd", cuda="it is odd")
+  with pytest.raises(NotImplementedError, match=r"run here: it is odd(?!;)"):
+    jax.eval_shape(lambda x: dispatch("kernels", branches, x), jnp.ones(3))
 
 
 def test_unknown_name_lists_the_known_ones():

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxattn.attention import relu_attention
 from tests._recompile import no_recompilation, quick_jit
@@ -217,6 +219,20 @@ def test_kernels_are_refused_where_they_cannot_run():
   ):
     with pytest.raises(NotImplementedError, match=message):
       relu_attention(*_inputs(4, 9, dtype=dtype), implementation="pallas")
+
+
+def test_kernels_need_a_shard_map_on_an_explicit_mesh():
+  mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Explicit,))
+  x = jax.ShapeDtypeStruct(
+    (2, 4, 1, 8), jnp.bfloat16, sharding=NamedSharding(mesh, P("x"))
+  )
+  attend = functools.partial(relu_attention, implementation="pallas")
+  with pytest.raises(
+    NotImplementedError,
+    match=r"here: a mesh with explicit axes needs jax.shard_map around the "
+    r"call(?!;)",
+  ):
+    jax.eval_shape(attend, x, x, x)
 
 
 @pytest.mark.any_x64
