@@ -18,37 +18,48 @@ def check_implementation(implementation: str, known: tuple[str, ...]) -> None:
     )
 
 
-def check_heads(query: jax.Array, key: jax.Array, value: jax.Array) -> None:
+def check_heads(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  names: tuple[str, str] = ("key", "value"),
+) -> None:
   """Refuses all but (B, T, N, H), (B, S, K, H) and (B, S, K, Hv), K dividing N.
 
   Args:
     query: floating.
     key: of the dtype of ``query``.
     value: of the dtype of ``query``.
+    names: what users call key and value.
 
   Raises:
     ValueError: naming the argument, what came and what was expected.
   """
-  for name, x in (("query", query), ("key", key), ("value", value)):
+  key_name, value_name = names
+  for name, x in (("query", query), (key_name, key), (value_name, value)):
     if x.ndim != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
       raise ValueError(
         f"{name} must be floating of 4 dimensions, got {x.dtype} {x.shape}"
       )
     if x.dtype != query.dtype:
       raise ValueError(
-        f"query, key and value must have one dtype, got {name} of {x.dtype} "
-        f"and query of {query.dtype}"
+        f"query, {key_name} and {value_name} must have one dtype, got {name} "
+        f"of {x.dtype} and query of {query.dtype}"
       )
   b, _, n, h = query.shape
   s, k = key.shape[1:3]
   if key.shape != (b, s, k, h):
-    raise ValueError(f"key must have shape {(b, s, k, h)}, got {key.shape}")
+    raise ValueError(
+      f"{key_name} must have shape {(b, s, k, h)}, got {key.shape}"
+    )
   if value.shape[:3] != (b, s, k):
     raise ValueError(
-      f"value must have shape {(b, s, k)} + Hv, got {value.shape}"
+      f"{value_name} must have shape {(b, s, k)} + Hv, got {value.shape}"
     )
   if n % k:
-    raise ValueError(f"the {k} heads of key must divide the {n} of query")
+    raise ValueError(
+      f"the {k} heads of {key_name} must divide the {n} of query"
+    )
 
 
 def check_scores(
