@@ -15,15 +15,22 @@ paired queries; the gradient makes them again.
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxattn import _compat
 from jaxattn.features import _chunks
+from jaxattn.numerics._dtypes import accumulator
 from jaxattn.softmax.exact import softmax_attention
 from jaxattn.softmax.online import online_softmax_finalize, online_softmax_init
+from pallas_kernels.tensor_attention.operands import (
+  Gradients,
+  Operands,
+  Options,
+)
 
 # Paired queries of a block, all batch elements and heads together.
 _MAX_PAIRED = 1 << 15
@@ -31,24 +38,51 @@ _MAX_PAIRED = 1 << 15
 _MAX_LOGITS = 1 << 34
 
 
-class Pairs(NamedTuple):
-  """The two key sequences of a call, in the accumulation dtype.
+def forward(x: Operands, options: Options) -> tuple[jax.Array, jax.Array]:
+  """Output (B, T, N, Hv), log-sum-exp (B, T, N); JAX can differentiate both.
 
-  Attributes:
-    key1: (B, S1, K, H), 0 where hidden.
-    key2: (B, S2, K, H), 0 where hidden.
-    value1: (B, S1, K, Hv), 0 where hidden.
-    value2: (B, S2, K, Hv), 0 where hidden.
-    key_mask1: None or boolean (B, S1).
-    key_mask2: None or boolean (B, S2).
+  Both of the accumulator's dtype, as kernels give them.
   """
+  dtype = accumulator(x.query.dtype)
+  hidden_by = None, *x[5:], *x[5:]
+  floats = [
+    _chunks.hide(y.astype(dtype), mask)
+    for y, mask in zip(x[:5], hidden_by, strict=True)
+  ]
+  wide = _with_masks(floats, x)
 
-  key1: jax.Array
-  key2: jax.Array
-  value1: jax.Array
-  value2: jax.Array
-  key_mask1: jax.Array | None
-  key_mask2: jax.Array | None
+  def block(pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    return _attend_block(*pair, wide, options)
+
+  longest = max(x.key1.shape[1], x.key2.shape[1])
+  sizes = options.block_sizes
+  chunk_size = None if sizes is None else sizes.block_q
+  blocks = over_blocks(wide.query, longest, chunk_size, block)
+  out, lse = (_join(y, x.query.shape[1]) for y in blocks)
+  return out, lse
+
+
+def _with_masks(floats: Sequence[jax.Array], x: Operands) -> Operands:
+  return Operands(*floats, key_mask1=x.key_mask1, key_mask2=x.key_mask2)
+
+
+def backward(
+  x: Operands,
+  options: Options,
+  out: jax.Array,
+  lse: jax.Array,
+  out_bar: jax.Array,
+) -> Gradients:
+  """Cotangents of all but the masks, by going forward again."""
+  del out, lse
+
+  def attend(*floats: jax.Array) -> jax.Array:
+    return forward(_with_masks(floats, x), options)[0]
+
+  # Each device's own share, as kernels give it.
+  axes = _compat.varying_axes(x, out_bar)
+  _, vjp = jax.vjp(attend, *(_compat.cast_varying(y, axes) for y in x[:5]))
+  return Gradients(*vjp(_compat.cast_varying(out_bar, axes)))
 
 
 def check_num_logits(arrays: Sequence[jax.Array], message: str) -> None:
@@ -92,7 +126,7 @@ def over_blocks(
   return lax.map(jax.checkpoint(fn), (blocks, starts))
 
 
-def join(blocks: jax.Array, size: int) -> jax.Array:
+def _join(blocks: jax.Array, size: int) -> jax.Array:
   """(num, B, c, ...) -> (B, size, ...)."""
   x = jnp.moveaxis(blocks, 0, 1)
   return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :size]
@@ -110,15 +144,12 @@ def for_each_query(x: jax.Array, num_queries: int) -> jax.Array:
   return jnp.repeat(x, num_queries, 0)
 
 
-def attend_block(
-  query: jax.Array,
-  start: jax.Array,
-  pairs: Pairs,
-  is_causal: bool,
-  precision: Any,
-) -> jax.Array:
-  """Output (B, c, N, Hv) of the queries (B, c, N, H) from ``start`` on."""
+def _attend_block(
+  query: jax.Array, start: jax.Array, pairs: Operands, options: Options
+) -> tuple[jax.Array, jax.Array]:
+  """Output and log-sum-exp of the queries (B, c, N, H) from ``start`` on."""
   b, c, n, _ = query.shape
+  is_causal, precision = options.is_causal, options.precision
   last = start + jnp.arange(c, dtype=jnp.int32)
   mask = None
   if pairs.key_mask2 is not None:
@@ -147,7 +178,8 @@ def attend_block(
     jnp.moveaxis(value, 3, 2),
     precision=precision,
   )
-  return online_softmax_finalize(state)[0][..., 0, :]
+  out, lse = online_softmax_finalize(state)
+  return out[..., 0, :], lse[..., 0]
 
 
 def _repeat_heads(x: jax.Array, num_heads: int) -> jax.Array:

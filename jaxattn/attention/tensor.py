@@ -35,7 +35,7 @@ from jax import lax
 
 from jaxattn import _checks, _compat
 from jaxattn._dispatch import Branch, dispatch
-from jaxattn.attention import _tensor_blocks, polynomial
+from jaxattn.attention import _tensor_blocks, _tensor_kernels, polynomial
 from jaxattn.attention.streaming.moments import (
   MomentState,
   check_even,
@@ -45,6 +45,8 @@ from jaxattn.features import _chunks, _product_scan
 from jaxattn.features.coefficients import polynomial_coefficients
 from jaxattn.features.monomials import check_feature_count
 from jaxattn.numerics._dtypes import accumulator
+from pallas_kernels.tensor_attention import TensorBlockSizes
+from pallas_kernels.tensor_attention.operands import Operands, Options
 
 _NAMES = (("key1", "value1", "key_mask1"), ("key2", "value2", "key_mask2"))
 
@@ -87,7 +89,9 @@ def tensor_attention(
     key_mask2: boolean (B, S2); True = attend.
     chunk_size: queries at a time; None = chosen from sizes. Memory and speed
       only.
-    implementation: None or "xla".
+    implementation: None = best of the platform, "xla" = blocks of queries in
+      XLA, "pallas" = the kernels of ``pallas_kernels.tensor_attention``,
+      "pallas_interpret" = those, interpreted on any platform.
     precision: of the matrix products.
 
   Returns:
@@ -96,10 +100,12 @@ def tensor_attention(
   Raises:
     ValueError: if shapes, dtypes or options do not fit, or a head has more than
       2^34 logits.
+    NotImplementedError: if the named implementation cannot run here.
 
   Cost:
     T S1 S2 (H + Hv) multiply-adds a head, masked or not; the gradient four
-    times that. O(T + S1 + S2) memory beside a block.
+    times that, and in kernels 2.5 times. Causal kernels skip blocks that no
+    query sees. O(T + S1 + S2) memory beside a block.
 
   Source:
     arXiv 2310.04064.
@@ -118,13 +124,12 @@ def tensor_attention(
     "exact tensor attention would need {} scores a head; use "
     "polynomial_tensor_attention",
   )
-  attend = functools.partial(
-    _tensor_attention,
-    is_causal=is_causal,
-    chunk_size=chunk_size,
-    precision=precision,
+  out = _tensor_kernels.attend(
+    implementation,
+    Options(is_causal, _block_sizes(chunk_size), precision),
+    _operands(call, scale),
   )
-  return _run(attend, call, scale, implementation)
+  return out if call.batch else out[0]
 
 
 def polynomial_tensor_attention(
@@ -475,6 +480,31 @@ def _read(
   return _Call(query, keys, values, masks, first.batch)
 
 
+def _operands(call: _Call, scale: Any) -> Operands:
+  """First keys, scaled, and first values are as wide as sums are."""
+  dtype = accumulator(call.query.dtype)
+  scale = 1 / math.sqrt(call.query.shape[-1]) if scale is None else scale
+  (key1, key2), (value1, value2) = call.keys, call.values
+  return Operands(
+    call.query,
+    key1.astype(dtype) * jnp.asarray(scale, dtype),
+    key2,
+    value1.astype(dtype),
+    value2,
+    *call.masks,
+  )
+
+
+def _block_sizes(chunk_size: int | None) -> TensorBlockSizes | None:
+  """Tiles of so many queries."""
+  if chunk_size is None:
+    return None
+  slab = -(-TensorBlockSizes().slab_q_bwd // chunk_size) * chunk_size
+  return TensorBlockSizes(
+    block_q=chunk_size, block_q_bwd=chunk_size, slab_q_bwd=slab
+  )
+
+
 def _run(
   attend: Any, call: _Call, scale: Any, implementation: str | None
 ) -> jax.Array:
@@ -537,31 +567,6 @@ def _prepared(
     for xs in (keys, values)
   )
   return query, keys, values
-
-
-@functools.partial(
-  jax.jit, static_argnames=("is_causal", "chunk_size", "precision")
-)
-def _tensor_attention(
-  query: jax.Array,
-  keys: Arrays,
-  values: Arrays,
-  masks: Masks,
-  scale: Any,
-  *,
-  is_causal: bool,
-  chunk_size: int | None,
-  precision: Any,
-) -> jax.Array:
-  q, keys, values = _prepared(query, keys, values, masks, scale)
-  pairs = _tensor_blocks.Pairs(*keys, *values, *masks)
-
-  def block(x: tuple[jax.Array, jax.Array]) -> jax.Array:
-    return _tensor_blocks.attend_block(*x, pairs, is_causal, precision)
-
-  longest = max(k.shape[1] for k in keys)
-  out = _tensor_blocks.over_blocks(q, longest, chunk_size, block)
-  return _tensor_blocks.join(out, q.shape[1]).astype(query.dtype)
 
 
 @functools.partial(jax.jit, static_argnames="spec")

@@ -456,6 +456,80 @@ def test_an_element_without_tokens_of_one_stream_gets_0():
     np.testing.assert_allclose(out[1], 1, rtol=1e-14)
 
 
+# --- kernels ---
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_interpreted_kernels_equal_the_blocks_in_xla(is_causal):
+  # All gradients, of the scale too.
+  q, *keys = uniform(0, (2, 5, 4, 3), *[(2, 5, 2, 3)] * 2)
+  values = uniform(1, *[(2, 5, 2, 2)] * 2)
+  masks = np.arange(5) != np.array([[1], [3]]), None
+
+  def loss(implementation, scale, *arrays):
+    out = tensor_attention(
+      *arrays,
+      scale=scale,
+      is_causal=is_causal,
+      key_mask1=masks[0],
+      key_mask2=masks[1],
+      chunk_size=2,
+      implementation=implementation,
+    )
+    return (out**2).sum()
+
+  got, want, plain = (
+    quick_jit(
+      jax.value_and_grad(functools.partial(loss, name), tuple(range(6)))
+    )(0.7, q, *keys, *values)
+    for name in ("pallas_interpret", None, "xla")
+  )
+  assert relative(got, want) < 1e-12
+  assert relative(plain, want) < 1e-14
+
+
+def test_second_derivatives_of_kernels():
+  arrays = one_head(3, 4, 2)
+
+  def curvature(attend):
+    def slope(*arrays):
+      gradient = jax.grad(lambda *x: (attend(*x) ** 3).sum(), tuple(range(5)))
+      return sum(jnp.sin(x).sum() for x in gradient(*arrays))
+
+    return quick_jit(jax.grad(slope, tuple(range(5))))(*arrays)
+
+  attend = functools.partial(
+    tensor_attention, implementation="pallas_interpret"
+  )
+  assert relative(curvature(attend), curvature(dense_pair)) < 1e-11
+
+
+@pytest.mark.any_x64
+@pytest.mark.parametrize("implementation", [None, "pallas"])
+def test_a_tpu_takes_the_kernels(implementation):
+  def loss(*arrays):
+    return tensor_attention(*arrays, implementation=implementation).sum()
+
+  shapes = [jax.ShapeDtypeStruct((1, 30, 2, 8), jnp.float32)] * 5
+  traced = jax.jit(jax.grad(loss, tuple(range(5)))).trace(*shapes)
+  text = traced.lower(lowering_platforms=("tpu",)).as_text()
+  # Forward, and all gradients.
+  assert text.count("@tpu_custom_call") == 2
+
+
+def test_kernels_are_refused_where_they_cannot_run():
+  x = jnp.ones((1, 4, 2, 8))
+  for dtype, options, message in (
+    ("float32", {}, "it needs a TPU; 'xla' and"),
+    ("float64", {}, "takes float32 or bfloat16, got float64"),
+    ("float32", {"chunk_size": 5}, "block_q must be a multiple of 128 on a TP"),
+  ):
+    with pytest.raises(NotImplementedError, match=message):
+      tensor_attention(
+        *[x.astype(dtype)] * 5, implementation="pallas", **options
+      )
+
+
 # --- refused input ---
 
 _GOOD = {

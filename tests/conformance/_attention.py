@@ -439,6 +439,34 @@ def interpreted_polynomial_attention(
   )
 
 
+def interpreted_tensor_attention(
+  query: Any,
+  key1: Any,
+  key2: Any,
+  value1: Any,
+  value2: Any,
+  *,
+  scale: Any = None,
+  is_causal: bool = False,
+  key_mask1: Any = None,
+  key_mask2: Any = None,
+) -> Any:
+  """Exact attention to pairs by its kernels, interpreted."""
+  return tensor_attention(
+    query,
+    key1,
+    key2,
+    value1,
+    value2,
+    key_mask1=key_mask1,
+    key_mask2=key_mask2,
+    scale=scale,
+    is_causal=is_causal,
+    chunk_size=7,
+    implementation="pallas_interpret",
+  )
+
+
 _MASK = np.arange(T)[None, None, None] % 3 > 0
 _KEY_MASK = np.broadcast_to(np.arange(T) % 3 > 0, (B, T))
 _PRECISION = ("highest", "nonsense")
@@ -658,6 +686,21 @@ _ALL = (
     neutral={},
     adapted=True,
     unmapped=True,
+  ),
+  Member(
+    fn=interpreted_tensor_attention,
+    oracle=_tensor_oracle,
+    options=lambda num_keys: {},
+    effects={
+      "scale": 0.25,
+      "is_causal": True,
+      "key_mask1": _KEY_MASK,
+      "key_mask2": _KEY_MASK,
+    },
+    neutral={},
+    in_pairs=True,
+    narrow_weights=True,
+    adapted=True,
   ),
   Member(
     fn=streamed_moments,
