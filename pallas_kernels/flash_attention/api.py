@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels._calls import differentiable
 from pallas_kernels._checks import (
   check_heads,
   check_implementation,
@@ -23,6 +24,8 @@ from pallas_kernels.flash_attention.reference import reference
 
 _KERNELS = {"mosaic_tpu": mosaic_tpu, "mosaic_gpu": mosaic_gpu}
 _IMPLEMENTATIONS = ("reference", *_KERNELS, "interpret")
+
+_attend = differentiable(reference, _KERNELS, Gradients._fields)
 
 
 def flash_attention(
@@ -90,9 +93,6 @@ def flash_attention(
   before, after = _window(local_window_size)
   after = 0 if is_causal else after
   options = Options(scale, before, after, block_sizes)
-  kernels = _KERNELS.get(implementation)
-  if kernels is not None and (reason := kernels.supports(x, options)):
-    raise NotImplementedError(reason)
   out, lse = _attend(implementation, options, x)
   return (out, lse) if return_residual else out
 
@@ -122,42 +122,3 @@ def _window(size: Any) -> tuple[int | None, int | None]:
       f"those, got {size!r}"
     )
   return sides
-
-
-def _forward(implementation: str, options: Options, x: Operands) -> Any:
-  if implementation == "reference":
-    return reference(x, options)
-  kernels = _KERNELS.get(implementation, mosaic_tpu)
-  interpret = implementation == "interpret"
-  return kernels.forward(x, options, interpret=interpret)
-
-
-_attend: Any = jax.custom_vjp(_forward, nondiff_argnums=(0, 1))
-
-
-def _attend_fwd(implementation: str, options: Options, x: Operands) -> Any:
-  out, lse = _attend(implementation, options, x)
-  return (out, lse), (x, out, lse)
-
-
-def _attend_bwd(
-  implementation: str, options: Options, residuals: Any, bars: Any
-) -> tuple[Operands]:
-  x, out, lse = residuals
-  if implementation == "reference":
-
-    def dense(*floats: Any) -> Any:
-      return reference(Operands(*floats, *x[4:]), options)
-
-    _, vjp = jax.vjp(dense, *x[:4])
-    gradients = Gradients(*vjp(bars))
-  else:
-    kernels = _KERNELS.get(implementation, mosaic_tpu)
-    interpret = implementation == "interpret"
-    gradients = kernels.backward(
-      x, options, out, lse, *bars, interpret=interpret
-    )
-  return (Operands(*gradients, *(None,) * (len(x) - 4)),)
-
-
-_attend.defvjp(_attend_fwd, _attend_bwd)

@@ -5,11 +5,11 @@ XLA path where there is no kernel.
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels._calls import differentiable
 from pallas_kernels._checks import (
   check_heads,
   check_implementation,
@@ -23,6 +23,8 @@ from pallas_kernels.relu_attention.reference import reference
 
 _KERNELS = {"mosaic_tpu": mosaic_tpu, "mosaic_gpu": mosaic_gpu}
 _IMPLEMENTATIONS = ("reference", *_KERNELS, "interpret")
+
+_attend = differentiable(reference, _KERNELS, Gradients._fields)
 
 
 def relu_attention(
@@ -101,47 +103,5 @@ def relu_attention(
   if x.scale.shape:
     raise ValueError(f"scale must be a scalar, got shape {x.scale.shape}")
   options = Options(alpha, bool(is_causal), block_sizes)
-  kernels = _KERNELS.get(implementation)
-  if kernels is not None and (reason := kernels.supports(x, options)):
-    raise NotImplementedError(reason)
   out, norm = _attend(implementation, options, x)
   return (out, norm) if return_residual else out
-
-
-def _forward(implementation: str, options: Options, x: Operands) -> Any:
-  if implementation == "reference":
-    return reference(x, options)
-  kernels = _KERNELS.get(implementation, mosaic_tpu)
-  interpret = implementation == "interpret"
-  return kernels.forward(x, options, interpret=interpret)
-
-
-_attend: Any = jax.custom_vjp(_forward, nondiff_argnums=(0, 1))
-
-
-def _attend_fwd(implementation: str, options: Options, x: Operands) -> Any:
-  out, norm = _attend(implementation, options, x)
-  return (out, norm), (x, out, norm)
-
-
-def _attend_bwd(
-  implementation: str, options: Options, residuals: Any, bars: Any
-) -> tuple[Operands]:
-  x, out, norm = residuals
-  if implementation == "reference":
-
-    def dense(*floats: Any) -> Any:
-      return reference(Operands(*floats, mask=x.mask), options)
-
-    _, vjp = jax.vjp(dense, *x[:5])
-    gradients = Gradients(*vjp(bars))
-  else:
-    kernels = _KERNELS.get(implementation, mosaic_tpu)
-    interpret = implementation == "interpret"
-    gradients = kernels.backward(
-      x, options, out, norm, *bars, interpret=interpret
-    )
-  return (Operands(*gradients, mask=None),)
-
-
-_attend.defvjp(_attend_fwd, _attend_bwd)

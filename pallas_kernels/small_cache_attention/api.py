@@ -1,9 +1,8 @@
 """Attention for a small cache, by an implementation that the caller names."""
 
-from typing import Any
-
 import jax
 
+from pallas_kernels._calls import differentiable
 from pallas_kernels._checks import check_heads, check_implementation
 from pallas_kernels.small_cache_attention import config, mosaic_tpu
 from pallas_kernels.small_cache_attention.operands import (
@@ -13,7 +12,10 @@ from pallas_kernels.small_cache_attention.operands import (
 )
 from pallas_kernels.small_cache_attention.reference import reference
 
-_IMPLEMENTATIONS = ("reference", "mosaic_tpu", "interpret")
+_KERNELS = {"mosaic_tpu": mosaic_tpu}
+_IMPLEMENTATIONS = ("reference", *_KERNELS, "interpret")
+
+_attend = differentiable(reference, _KERNELS, Gradients._fields, outputs=1)
 
 
 def small_cache_attention(
@@ -78,48 +80,4 @@ def small_cache_attention(
   if isinstance(size, bool) or not isinstance(size, int) or size < 1:
     raise ValueError(f"block_size must be a positive integer, got {size!r}")
   options = Options(bool(is_causal), size)
-  reason = None
-  if implementation == "mosaic_tpu":
-    reason = mosaic_tpu.supports(x, options)
-  if reason is not None:
-    raise NotImplementedError(reason)
-  return _attend(implementation, options, x)
-
-
-def _forward(
-  implementation: str, options: Options, x: Operands
-) -> tuple[jax.Array, jax.Array]:
-  if implementation == "reference":
-    return reference(x, options)
-  interpret = implementation == "interpret"
-  return mosaic_tpu.forward(x, options, interpret=interpret)
-
-
-def _output(implementation: str, options: Options, x: Operands) -> jax.Array:
-  return _forward(implementation, options, x)[0]
-
-
-_attend: Any = jax.custom_vjp(_output, nondiff_argnums=(0, 1))
-
-
-def _attend_fwd(implementation: str, options: Options, x: Operands) -> Any:
-  out, lse = _forward(implementation, options, x)
-  return out, (x, out, lse)
-
-
-def _attend_bwd(
-  implementation: str, options: Options, residuals: Any, bar: jax.Array
-) -> tuple[Operands]:
-  x, out, lse = residuals
-  if implementation == "reference":
-    _, vjp = jax.vjp(lambda *x: reference(Operands(*x), options)[0], *x)
-    gradients = Gradients(*vjp(bar))
-  else:
-    interpret = implementation == "interpret"
-    gradients = mosaic_tpu.backward(
-      x, options, out, lse, bar, interpret=interpret
-    )
-  return (Operands(*gradients),)
-
-
-_attend.defvjp(_attend_fwd, _attend_bwd)
+  return _attend(implementation, options, x)[0]

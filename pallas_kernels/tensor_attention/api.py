@@ -5,11 +5,11 @@ the XLA path where there is no kernel.
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels._calls import differentiable
 from pallas_kernels._checks import check_heads, check_implementation
 from pallas_kernels._products import accumulator
 from pallas_kernels.tensor_attention import mosaic_tpu
@@ -21,7 +21,10 @@ from pallas_kernels.tensor_attention.operands import (
 )
 from pallas_kernels.tensor_attention.reference import reference
 
-_IMPLEMENTATIONS = ("reference", "mosaic_tpu", "interpret")
+_KERNELS = {"mosaic_tpu": mosaic_tpu}
+_IMPLEMENTATIONS = ("reference", *_KERNELS, "interpret")
+
+_attend = differentiable(reference, _KERNELS, Gradients._fields, outputs=1)
 
 
 def tensor_attention(
@@ -112,48 +115,4 @@ def tensor_attention(
     key_mask1, key_mask2,
   )  # fmt: skip
   options = Options(bool(is_causal), block_sizes)
-  reason = None
-  if implementation == "mosaic_tpu":
-    reason = mosaic_tpu.supports(x, options)
-  if reason is not None:
-    raise NotImplementedError(reason)
   return _attend(implementation, options, x)[0].astype(query.dtype)
-
-
-def _forward(implementation: str, options: Options, x: Operands) -> Any:
-  if implementation == "reference":
-    return reference(x, options)
-  interpret = implementation == "interpret"
-  return mosaic_tpu.forward(x, options, interpret=interpret)
-
-
-_attend: Any = jax.custom_vjp(_forward, nondiff_argnums=(0, 1))
-
-
-def _attend_fwd(implementation: str, options: Options, x: Operands) -> Any:
-  out, lse = _attend(implementation, options, x)
-  return (out, lse), (x, out, lse)
-
-
-def _attend_bwd(
-  implementation: str, options: Options, residuals: Any, bars: Any
-) -> tuple[Operands]:
-  x, out, lse = residuals
-  # The log-sum-exp is for this function alone.
-  out_bar, _ = bars
-  if implementation == "reference":
-
-    def dense(*floats: Any) -> jax.Array:
-      return reference(Operands(*floats, *x[5:]), options)[0]
-
-    _, vjp = jax.vjp(dense, *x[:5])
-    gradients = Gradients(*vjp(out_bar))
-  else:
-    interpret = implementation == "interpret"
-    gradients = mosaic_tpu.backward(
-      x, options, out, lse, out_bar, interpret=interpret
-    )
-  return (Operands(*gradients),)
-
-
-_attend.defvjp(_attend_fwd, _attend_bwd)
