@@ -224,6 +224,12 @@ def _attend(
   implementation: str | None, spec: _call.Spec, x: _call.Operands
 ) -> tuple[jax.Array, jax.Array]:
   """Groups the heads, attends, and flattens the heads again."""
+  b, t, n, _ = x.query.shape
+  out, lse = _attention(implementation, spec, _grouped(x))
+  return out.reshape(b, t, n, -1), lse.reshape(b, t, n)
+
+
+def _grouped(x: _call.Operands) -> _call.Operands:
   b, t, n, h = x.query.shape
   k = x.key.shape[2]
 
@@ -233,13 +239,66 @@ def _attend(
     heads = (k, n // k) if y.shape[1] > 1 else (1, 1)
     return y.reshape(y.shape[0], *heads, *y.shape[2:])
 
-  x = x._replace(
+  return x._replace(
     query=x.query.reshape(b, t, k, n // k, h),
     bias=grouped(x.bias),
     mask=grouped(x.mask),
   )
-  out, lse = _attention(implementation, spec, x)
-  return out.reshape(b, t, n, -1), lse.reshape(b, t, n)
+
+
+def attention_gradients(
+  implementation: str | None,
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  bias: jax.Array | None,
+  mask: jax.Array | None,
+  out: jax.Array,
+  lse: jax.Array,
+  out_bar: jax.Array,
+  lse_bar: jax.Array,
+  *,
+  scale: float,
+  is_causal: bool,
+  block_sizes: BlockSizes | None,
+  precision: lax.PrecisionLike,
+) -> _call.Gradients:
+  """Cotangents of query, key, value and bias; JAX can differentiate them.
+
+  Of batched operands that are not on a mesh with explicit axes, as
+  :func:`softmax_attention` names them.
+
+  Args:
+    implementation: of what.
+    query: (B, T, N, H).
+    key: (B, S, K, H).
+    value: (B, S, K, Hv).
+    bias: None or (B|1, N|1, T|1, S|1).
+    mask: None or boolean, as ``bias``.
+    out: (B, T, N, Hv), what the call gave.
+    lse: (B, T, N), logarithm of what the sum of all weights was, which may be
+      over more than these keys.
+    out_bar: cotangent of ``out``.
+    lse_bar: cotangent of ``lse``.
+    scale: factor on the logits.
+    is_causal: as in :func:`softmax_attention`.
+    block_sizes: as there.
+    precision: as there.
+
+  Returns:
+    Each of its operand's shape and dtype.
+  """
+  spec = _call.Spec(scale, _band(is_causal, None), block_sizes, precision)
+  x = _grouped(_call.Operands(query, key, value, bias, mask))
+  heads = x.query.shape[:4]
+  rows = (y.reshape(*heads, *y.shape[3:]) for y in (out, lse, out_bar, lse_bar))
+  bars = _gradients(implementation, spec, x, *rows)
+  return _call.Gradients(
+    bars.query.reshape(query.shape),
+    bars.key,
+    bars.value,
+    None if bias is None else bars.bias.reshape(bias.shape),
+  )
 
 
 def _xla(pass_: Any, spec: _call.Spec) -> Branch:

@@ -150,7 +150,6 @@ def _key_step(tile: Tile) -> tuple[Any, ...]:
 
 
 def forward_kernel(tile: Tile, inputs: Any, outputs: Any, scratch: Any) -> None:
-  query_ref, key_ref, value_ref = inputs
   out_ref, lse_ref = outputs
   acc_ref, top_ref, total_ref = scratch
   b, i, j, step, holds = _key_step(tile)
@@ -161,20 +160,8 @@ def forward_kernel(tile: Tile, inputs: Any, outputs: Any, scratch: Any) -> None:
     top_ref[...] = jnp.full_like(top_ref, -jnp.inf)
     total_ref[...] = jnp.zeros_like(total_ref)
 
-  def add_keys(edge: Any) -> None:
-    key, value = tile.keys(key_ref, edge), tile.keys(value_ref, edge)
-    logits = tile.logits(query_ref[...], key, edge)
-    before = top_ref[...]
-    top = jnp.maximum(before, logits.max(0, keepdims=True))
-    # Nothing seen yet: any finite shift makes exp(-inf - shift) 0, not NaN.
-    shift = jnp.where(top == -jnp.inf, jnp.zeros_like(top), top)
-    weights, keep = jnp.exp(logits - shift), jnp.exp(before - shift)
-    top_ref[...] = top
-    total_ref[...] = keep * total_ref[...] + weights.sum(0, keepdims=True)
-    part = tile.dot(value, weights.astype(value.dtype), FIRST)
-    acc_ref[...] = keep * acc_ref[...] + part
-
-  tile.visit(b, i, j, holds, add_keys)
+  add = functools.partial(add_keys, tile, inputs, scratch)
+  tile.visit(b, i, j, holds, add)
 
   @pl.when(step == tile.plan.key_steps - 1)
   def _():
@@ -184,6 +171,23 @@ def forward_kernel(tile: Tile, inputs: Any, outputs: Any, scratch: Any) -> None:
     out_ref[...] = (acc_ref[...] / safe).T.astype(out_ref.dtype)
     lse = top_ref[...] + jnp.log(safe)
     lse_ref[...] = jnp.where(none, jnp.full_like(lse, -jnp.inf), lse)
+
+
+def add_keys(tile: Tile, inputs: Any, scratch: Any, edge: Any) -> None:
+  """Adds a tile to (o, m, l), of which o and l are relative to exp(m)."""
+  query_ref, key_ref, value_ref = inputs
+  acc_ref, top_ref, total_ref = scratch
+  key, value = tile.keys(key_ref, edge), tile.keys(value_ref, edge)
+  logits = tile.logits(query_ref[...], key, edge)
+  before = top_ref[...]
+  top = jnp.maximum(before, logits.max(0, keepdims=True))
+  # Nothing seen yet: any finite shift makes exp(-inf - shift) 0, not NaN.
+  shift = jnp.where(top == -jnp.inf, jnp.zeros_like(top), top)
+  weights, keep = jnp.exp(logits - shift), jnp.exp(before - shift)
+  top_ref[...] = top
+  total_ref[...] = keep * total_ref[...] + weights.sum(0, keepdims=True)
+  part = tile.dot(value, weights.astype(value.dtype), FIRST)
+  acc_ref[...] = keep * acc_ref[...] + part
 
 
 def query_kernel(tile: Tile, inputs: Any, outputs: Any, scratch: Any) -> None:

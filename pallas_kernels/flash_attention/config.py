@@ -142,6 +142,11 @@ def tpu_reason(x: "Operands", options: "Options") -> str | None:
   return None
 
 
+def tpu_bytes_left(x: "Operands", sizes: BlockSizes) -> int:
+  """VMEM that the forward pass leaves to what an operation adds to it."""
+  return _TPU_VMEM - _tpu_bytes(x, sizes.block_q, sizes.block_k, "")
+
+
 def _block_k_that_fits(
   x: "Operands", block_q: int, block_k: int, end: str
 ) -> int:

@@ -417,6 +417,29 @@ def interpreted_relu_attention(
   )
 
 
+def interpreted_ntk_attention(
+  query: Any,
+  key: Any,
+  value: Any,
+  *,
+  scale: Any = None,
+  is_causal: bool = False,
+  mask: Any = None,
+) -> Any:
+  """NTK-Attention by its kernels, interpreted."""
+  return ntk_attention(
+    query,
+    key,
+    value,
+    _quadratic_state(key.shape[-3]),
+    feature_map=taylor_map(2),
+    mask=mask,
+    scale=scale,
+    is_causal=is_causal,
+    implementation="pallas_interpret",
+  )
+
+
 def interpreted_polynomial_attention(
   query: Any,
   key: Any,
@@ -675,6 +698,16 @@ _ALL = (
     options=lambda num_keys: {},
     effects={"mask": _MASK, "scale": 0.25, "is_causal": True},
     neutral={},
+    narrow_weights=True,
+    adapted=True,
+  ),
+  Member(
+    fn=interpreted_ntk_attention,
+    oracle=functools.partial(_prefix_oracle, log_kernel=_quadratic),
+    options=lambda num_keys: {},
+    effects={"mask": _MASK, "scale": 0.25, "is_causal": True},
+    neutral={},
+    has_prefix=True,
     narrow_weights=True,
     adapted=True,
   ),

@@ -18,6 +18,7 @@ merge and the bound are this project's.
 
 import functools
 import math
+import numbers
 from typing import Any, Literal, NamedTuple, overload
 
 import jax
@@ -26,25 +27,23 @@ from jax import lax
 
 from jaxattn import _checks, _compat
 from jaxattn.attention import _rows
-from jaxattn.attention._prefix.exact import context_part
+from jaxattn.attention._prefix import _merge
 from jaxattn.attention._prefix.state import (
   PrefixState,
   check_scale,
   check_state,
   scale_of,
 )
-from jaxattn.features import FeatureMap, apply_feature_map
+from jaxattn.features import FeatureMap
 from jaxattn.features.maps import as_feature_map
 from jaxattn.numerics._dtypes import accumulator
-from jaxattn.softmax import (
-  BlockSizes,
-  OnlineSoftmax,
-  online_softmax_finalize,
-  online_softmax_merge,
-)
+from jaxattn.softmax import BlockSizes
+from pallas_kernels.ntk_attention import Total
 
-# Query features of a tile: 16 MiB of float32.
-_TILE_FEATURES = 1 << 22
+_KERNELS = ("pallas", "pallas_interpret")
+_IMPLEMENTATIONS = (None, "xla", *_KERNELS)
+# For each number of a query, that ``implementation=None`` keeps for a kernel.
+_MOST_FEATURES = 4
 
 
 class NTKAttentionInfo(NamedTuple):
@@ -151,20 +150,25 @@ def ntk_attention(
     scale: factor on the logits, positive; None = 1 / sqrt(H). May be traced.
     is_causal: query t sees context keys 0 to t.
     mask: boolean, broadcastable to (B, N, T, S); True = attend.
-    implementation: None or "xla".
+    implementation: None = best of the platform, "xla" = exact attention in
+      XLA and the prefix, merged, "pallas" = the kernel of
+      ``pallas_kernels.ntk_attention``, "pallas_interpret" = that, interpreted
+      on any platform.
     precision: of the matrix products.
 
   Returns:
-    (B, T, N, Hv) of the dtype of ``query``; with ``return_info`` also an
-    :class:`NTKAttentionInfo`.
+    (B, T, N, Hv) of the dtype of ``query``, 0 where the sum of all weights is;
+    with ``return_info`` also an :class:`NTKAttentionInfo`.
 
   Raises:
     ValueError: if shapes, dtypes or options do not fit, for instance "degree
       must be even unless allow_odd=True, got 1".
+    NotImplementedError: if the named implementation cannot run here.
 
   Cost:
     2 T S (H + Hv) flops a head for the context and 2 T r Hv for the prefix,
-    r features; O(T + S + r Hv) memory beside a tile, also for the gradient.
+    r features; O(T + S + r Hv) memory beside a tile, also for the gradient. A
+    kernel reads all features, O(T r); None takes it for at most 4 H of them.
 
   Source:
     arXiv 2406.14036.
@@ -194,140 +198,96 @@ def ntk_attention(
   batched = _check_call(*sizes, is_causal, block_sizes, state, feature_map)
   _rows.check_options(scale, is_causal, None)
   check_scale(scale)
-  _checks.check_choice("implementation", implementation, (None, "xla"))
+  _checks.check_choice("implementation", implementation, _IMPLEMENTATIONS)
   _checks.check_choice("allow_odd", allow_odd, (False, True))
   _checks.check_choice("return_info", return_info, (False, True))
   _check_degree(feature_map, allow_odd)
+  if key is None and implementation in _KERNELS:
+    key, value, bias, mask = _no_context(query, state)
+  arrays = map(_checks.four_dims, (query, key, value, bias, mask))
+  query, *context = arrays
+  in_one = key is not None and _is_for_a_kernel(implementation, query, state)
+  logit_scale = 1 / math.sqrt(query.shape[-1]) if scale is None else None
+  if in_one and isinstance(scale, numbers.Real):
+    logit_scale = float(scale)
   out = _ntk_attention(
-    *map(_checks.four_dims, (query, key, value, bias, mask)),
-    state,
-    feature_map,
-    scale,
-    is_causal=is_causal,
-    block_sizes=block_sizes,
+    _merge.Call(
+      implementation,
+      logit_scale,
+      is_causal,
+      block_sizes,
+      precision,
+      _compat.has_explicit_axes(query),
+    ),
+    None if key is None else _merge.Context(query, *context),
+    _merge.Prefix(feature_map, query, *state, scale_of(scale, query)),
+    in_one=in_one,
     return_info=return_info,
-    implementation=implementation,
-    precision=precision,
   )
   return out if batched else jax.tree.map(lambda x: x[0], out)
 
 
-@functools.partial(
-  jax.jit,
-  static_argnames=(
-    "is_causal",
-    "block_sizes",
-    "return_info",
-    "implementation",
-    "precision",
-  ),
-)
+@functools.partial(jax.jit, static_argnames=("call", "in_one", "return_info"))
 def _ntk_attention(
-  query: jax.Array,
-  key: jax.Array | None,
-  value: jax.Array | None,
-  bias: jax.Array | None,
-  mask: jax.Array | None,
-  state: PrefixState,
-  feature_map: FeatureMap,
-  scale: Any,
+  call: _merge.Call,
+  context: _merge.Context | None,
+  prefix: _merge.Prefix,
   *,
-  is_causal: bool,
-  block_sizes: BlockSizes | None,
+  in_one: bool,
   return_info: bool,
-  implementation: str | None,
-  precision: lax.PrecisionLike,
 ) -> Any:
-  dtype = accumulator(query.dtype)
-  wide = query.astype(dtype)
-  sums = functools.partial(_prefix_sums, precision)
-  sums = _compat.over_explicit_axes(sums, query)
-  acc, denom = sums(
-    feature_map, wide, *(x.astype(dtype) for x in state), scale_of(scale, query)
-  )
-  merged, lse = _scaled(acc, denom, None), None
-  if key is not None and value is not None:
-    key, value = key.astype(dtype), value.astype(dtype)
-    context = context_part(
-      wide,
-      key,
-      value,
-      bias,
-      mask,
-      scale=scale,
-      is_causal=is_causal,
-      block_sizes=block_sizes,
-      implementation=implementation,
-      precision=precision,
-    )
-    lse = context.max
-    merged = online_softmax_merge(context, _scaled(acc, denom, lse))
-  out = online_softmax_finalize(merged)[0].astype(query.dtype)
-  return (out, _info(denom, lse)) if return_info else out
+  dtype = accumulator(prefix.query.dtype)
+  z, k = (x.astype(dtype) for x in (prefix.z, prefix.k))
+  scale = jnp.asarray(prefix.scale, dtype)
+  prefix = prefix._replace(z=z, k=k, scale=scale)
+  # In two parts, they are merged before either is rounded.
+  narrow = prefix.query.dtype if in_one else dtype
+  if context is not None:
+    query, key, value = (x.astype(narrow) for x in context[:3])
+    if call.scale is None:
+      query, call = query * scale.astype(narrow), call._replace(scale=1.0)
+    context = _merge.Context(query, key, value, *context[3:])
+  attend = functools.partial(_merge.in_two, call)
+  if in_one:
+    attend = functools.partial(_merge.in_one, call)
+    attend = _compat.over_explicit_axes(attend, prefix.query)
+  out, total = attend(context, prefix)
+  if not return_info:
+    return out
+  return out, _info(_merge.prefix_total(call, prefix), total)
 
 
-def _info(denom: jax.Array, lse: jax.Array | None) -> NTKAttentionInfo:
-  """From the prefix's sum of weights, and the context's, as a logarithm."""
+def _info(denom: jax.Array, total: Total) -> NTKAttentionInfo:
+  """From the prefix's sum of weights, and the sum of all."""
   size = jnp.log(jnp.abs(denom))
-  top = size if lse is None else jnp.maximum(size, lse)
-  top = jnp.maximum(top, _least(denom.dtype))
+  top = jnp.maximum(jnp.maximum(size, total.log), _merge.least(denom.dtype))
+  top = lax.stop_gradient(top)
   prefix = jnp.sign(denom) * jnp.exp(size - top)
-  total = prefix if lse is None else prefix + jnp.exp(lse - top)
-  share = jnp.where(total == 0, 0, prefix / jnp.where(total == 0, 1, total))
-  return NTKAttentionInfo(total, share)
+  both = total.sign * jnp.exp(total.log - top)
+  none = both == 0
+  larger = jnp.where(none, 1, jnp.maximum(jnp.abs(prefix), both - prefix))
+  share = jnp.where(none, 0, prefix / jnp.where(none, 1, both))
+  return NTKAttentionInfo(both / larger, share)
 
 
-def _least(dtype: Any) -> float:
-  """Logarithm of what counts as 0."""
-  return math.log(jnp.finfo(dtype).tiny)
+def _is_for_a_kernel(
+  implementation: str | None, query: jax.Array, state: PrefixState
+) -> bool:
+  """Whether context and prefix go into one kernel, where there is one."""
+  if implementation is None:
+    # The features of all queries lie in memory then.
+    few = state.z.shape[1] <= _MOST_FEATURES * query.shape[-1]
+    return few and not _compat.has_explicit_axes(query)
+  return implementation in _KERNELS
 
 
-def _scaled(
-  acc: jax.Array, denom: jax.Array, other: jax.Array | None
-) -> OnlineSoftmax:
-  """Sums over the prefix as a part that no other one exceeds.
-
-  Relative to the size of the sums rather than to 1: a state whose features
-  vanish must not hide a context with very negative logits.
-  """
-  size = jnp.maximum(jnp.abs(denom), jnp.abs(acc).max(-1))
-  peak = jnp.log(lax.stop_gradient(size))
-  if other is not None:
-    peak = jnp.maximum(peak, lax.stop_gradient(other))
-  # What is smaller than this is 0, and has no gradient.
-  least = _least(denom.dtype)
-  weight = jnp.where(peak < least, 0, jnp.exp(-jnp.maximum(peak, least)))
-  return OnlineSoftmax(acc * weight[..., None], denom * weight, peak)
-
-
-def _prefix_sums(
-  precision: lax.PrecisionLike,
-  feature_map: FeatureMap,
-  query: jax.Array,
-  z: jax.Array,
-  k: jax.Array,
-  scale: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-  """(B, T, N, Hv) and (B, T, N): features of queries times z and k."""
-  b, t, n, h = query.shape
-  moments = jnp.concatenate((z, k[..., None]), -1)
-  heads = len(moments)
-
-  def one_tile(query: jax.Array) -> jax.Array:
-    phi = apply_feature_map(feature_map, query, scale=scale)
-    return jnp.einsum("bkgtr,krv->bkgtv", phi, moments, precision=precision)
-
-  query = jnp.moveaxis(query.reshape(b, t, heads, n // heads, h), 1, 3)
-  rows = b * n * moments.shape[1]
-  num_tiles = _rows.count_tiles(t, _TILE_FEATURES // rows)
-  if num_tiles == 1:
-    sums = one_tile(query)
-  else:
-    # Features of a tile are computed again for the gradient, not kept.
-    tiles = _rows.tile(query, num_tiles)
-    sums = _rows.untile(lax.map(jax.checkpoint(one_tile), tiles), t)
-  sums = _rows.from_rows(sums)
-  return sums[..., :-1], sums[..., -1]
+def _no_context(query: jax.Array, state: PrefixState) -> Any:
+  """One token that nobody sees, for kernels, which need a context."""
+  heads, _, value_dim = state.z.shape
+  shape = *query.shape[:-3], 0, heads
+  key = jnp.zeros((*shape, query.shape[-1]), query.dtype)
+  value = jnp.zeros((*shape, value_dim), query.dtype)
+  return _hidden_context(query, key, value, None, None)
 
 
 def _hidden_context(

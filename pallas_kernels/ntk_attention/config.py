@@ -1,0 +1,96 @@
+"""Block sizes of NTK-Attention: those of exact attention, and of features."""
+
+import dataclasses
+
+from pallas_kernels.flash_attention import config as flash
+from pallas_kernels.flash_attention.config import BlockSizes
+from pallas_kernels.ntk_attention.operands import Operands, Options, as_flash
+
+_TPU_LANES = 128
+_TPU_FEATURES = 512
+
+
+def tpu_blocks(
+  x: Operands, options: Options, *, exact: bool
+) -> tuple[BlockSizes, int]:
+  """Block sizes of one call on a TPU.
+
+  Args:
+    x: the operands.
+    options: static facts.
+    exact: whether any size will do, as it does for an interpreter; else there
+      are whole tiles of the hardware.
+
+  Returns:
+    Block sizes of exact attention, and how many features are in a block.
+  """
+  call = as_flash(x, options)
+  sizes = flash.tpu_block_sizes(*call, exact=exact)
+  num = x.z.shape[1]
+  if exact:
+    return sizes, min(num, options.block_features or num)
+  num = _up(num, _TPU_LANES)
+  if options.block_sizes is None:
+    sizes = _that_fit(x, options, sizes)
+  if options.block_features is not None:
+    return sizes, min(num, options.block_features)
+  most = flash.tpu_bytes_left(call[0], sizes) // _tpu_bytes(x, sizes, 1)
+  most = max(most // _TPU_LANES, 1) * _TPU_LANES
+  return sizes, min(num, most, _TPU_FEATURES)
+
+
+def tpu_reason(x: Operands, options: Options) -> str | None:
+  """Why a TPU cannot run these block sizes; None if it can."""
+  call = as_flash(x, options)
+  if reason := flash.tpu_reason(*call):
+    return reason
+  asked = options.block_features or _TPU_LANES
+  if asked % _TPU_LANES:
+    return (
+      f"block_features must be a multiple of {_TPU_LANES} on a TPU, got {asked}"
+      f": use {_up(asked, _TPU_LANES)}"
+    )
+  sizes, features = tpu_blocks(x, options, exact=False)
+  if _fits(x, options, sizes, features):
+    return None
+  change = _that_fit(x, options, sizes)
+  if not _fits(x, options, change, _TPU_LANES):
+    advice = "a smaller block_q"
+  elif change == sizes:
+    advice = f"block_features={_TPU_LANES}"
+  else:
+    advice = f"block_k={change.block_k}"
+  return (
+    f"block_q={sizes.block_q} with block_k={sizes.block_k} leaves "
+    f"{max(flash.tpu_bytes_left(call[0], sizes), 0) >> 10} KiB of a TPU's VMEM "
+    f"to features, and {features} of them take "
+    f"{_tpu_bytes(x, sizes, features) >> 10}: use {advice}"
+  )
+
+
+def _that_fit(x: Operands, options: Options, sizes: BlockSizes) -> BlockSizes:
+  """Fewer keys in a block, where so many leave no room for features."""
+  while sizes.block_k > _TPU_LANES and (
+    not _fits(x, options, sizes, _TPU_LANES)
+  ):
+    block_k = _up(sizes.block_k // 2, _TPU_LANES)
+    sizes = dataclasses.replace(sizes, block_k=block_k)
+  return sizes
+
+
+def _fits(
+  x: Operands, options: Options, sizes: BlockSizes, features: int
+) -> bool:
+  left = flash.tpu_bytes_left(as_flash(x, options)[0], sizes)
+  return _tpu_bytes(x, sizes, features) <= left
+
+
+def _tpu_bytes(x: Operands, sizes: BlockSizes, features: int) -> int:
+  """VMEM of blocks of features and of states, two of each at a time."""
+  n, kv = x.query.shape[2], x.key.shape[2]
+  states = x.z.shape[0] // kv * _up(x.z.shape[2] + 1, 8)
+  return 2 * 4 * features * (sizes.block_q * (n // kv) + states)
+
+
+def _up(size: int, multiple: int) -> int:
+  return -(-size // multiple) * multiple
