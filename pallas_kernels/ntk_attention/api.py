@@ -4,11 +4,11 @@
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels._calls import differentiable
 from pallas_kernels._checks import (
   check_heads,
   check_implementation,
@@ -25,7 +25,10 @@ from pallas_kernels.ntk_attention.operands import (
 )
 from pallas_kernels.ntk_attention.reference import reference
 
-_IMPLEMENTATIONS = ("reference", "mosaic_tpu", "interpret")
+_KERNELS = {"mosaic_tpu": mosaic_tpu}
+_IMPLEMENTATIONS = ("reference", *_KERNELS, "interpret")
+
+_attend = differentiable(reference, _KERNELS, Gradients._fields)
 
 
 def ntk_attention(
@@ -113,11 +116,6 @@ def ntk_attention(
   x = Operands(query, key, value, *prefix, bias=bias, mask=mask)
   scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
   options = Options(scale, bool(is_causal), block_sizes, block_features)
-  reason = None
-  if implementation == "mosaic_tpu":
-    reason = mosaic_tpu.supports(x, options)
-  if reason is not None:
-    raise NotImplementedError(reason)
   out, total = _attend(implementation, options, x)
   return (out, total) if return_residual else out
 
@@ -145,40 +143,3 @@ def _check_prefix(
     raise ValueError(f"z must have shape {wanted}, got {z.shape}")
   if k.shape != z.shape[:2]:
     raise ValueError(f"k must have shape {z.shape[:2]}, got {k.shape}")
-
-
-def _forward(implementation: str, options: Options, x: Operands) -> Any:
-  if implementation == "reference":
-    return reference(x, options)
-  interpret = implementation == "interpret"
-  return mosaic_tpu.forward(x, options, interpret=interpret)
-
-
-_attend: Any = jax.custom_vjp(_forward, nondiff_argnums=(0, 1))
-
-
-def _attend_fwd(implementation: str, options: Options, x: Operands) -> Any:
-  out, total = _attend(implementation, options, x)
-  return (out, total), (x, out, total)
-
-
-def _attend_bwd(
-  implementation: str, options: Options, residuals: Any, bars: Any
-) -> tuple[Operands]:
-  x, out, total = residuals
-  if implementation == "reference":
-
-    def dense(*floats: Any) -> Any:
-      return reference(Operands(*floats, mask=x.mask), options)
-
-    _, vjp = jax.vjp(dense, *x[:7])
-    gradients = Gradients(*vjp(bars))
-  else:
-    interpret = implementation == "interpret"
-    gradients = mosaic_tpu.backward(
-      x, options, out, total, *bars, interpret=interpret
-    )
-  return (Operands(*gradients, mask=None),)
-
-
-_attend.defvjp(_attend_fwd, _attend_bwd)
