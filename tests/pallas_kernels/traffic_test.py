@@ -10,6 +10,9 @@ import pytest
 from jaxattn.iocomplexity import blockspec_traffic, io_count
 from pallas_kernels._compat import pl
 from pallas_kernels.flash_attention import BlockSizes, flash_attention
+from pallas_kernels.polynomial_attention import polynomial_attention
+from pallas_kernels.polynomial_attention.operands import multinomial_weights
+from pallas_kernels.relu_attention import relu_attention
 from pallas_kernels.small_cache_attention import small_cache_attention
 
 
@@ -18,9 +21,11 @@ def words(monkeypatch):
   """Words of each operand, by kernel, that attention of one head moves."""
   specs, call = {}, pl.pallas_call
 
-  def spy(*args, grid_spec, name, **options):
-    specs[name] = grid_spec
-    return call(*args, grid_spec=grid_spec, name=name, **options)
+  def spy(*args, name, **options):
+    specs[name] = options.get("grid_spec") or pl.GridSpec(
+      options["grid"], options["in_specs"], options["out_specs"]
+    )
+    return call(*args, name=name, **options)
 
   def moved(attend, nq, nk, d):
     shapes = (1, nq, 1, d), (1, nk, 1, d), (1, nk, 1, d)
@@ -39,7 +44,7 @@ def words(monkeypatch):
 
 
 def _words(grid_spec, steer):
-  scalars = (steer,) * grid_spec.num_scalar_prefetch
+  scalars = (steer,) * getattr(grid_spec, "num_scalar_prefetch", 0)
 
   def numbers(spec):
     def index_map(*ids):
@@ -79,6 +84,74 @@ def test_flash_attention(words):
   dots = 2 * 64 * 8 + 64
   backward = sum(map(sum, moved.values()))
   assert backward + dots == _count("bwd_two_pass", *sizes, (24, 32))
+
+
+def test_half_of_the_keys_of_a_causal_mask_come(words):
+  n, d, block = 64, 8, 16
+
+  def attend(is_causal):
+    return lambda *x: flash_attention(
+      *x,
+      block_sizes=BlockSizes(*[block] * 4),
+      is_causal=is_causal,
+      implementation="interpret",
+    )
+
+  full, half = (words(attend(c), n, n, d) for c in (False, True))
+  rows = n // block
+  # Keys that pass by queries, and queries that pass by keys. What one row ends
+  # with, or the next begins with, may be the same block.
+  for name, operand in (("forward", 1), ("query", 1), ("key_value", 0)):
+    blocks = [x[name][operand] // (block * d) for x in (full, half)]
+    assert blocks == [rows**2, rows * (rows + 1) // 2 - 1]
+
+
+def test_relu_attention(words):
+  def attend(*x):
+    return relu_attention(
+      *x, block_sizes=BlockSizes(16, 8, 32, 24), implementation="interpret"
+    )
+
+  nq, nk, _ = sizes = 64, 96, 8
+  moved = words(attend, *sizes)
+  # Flash attention's, with norms for log-sum-exps; and of each query that comes
+  # a scale and a threshold. Cotangents of those leave with the queries'.
+  forward = sum(moved.pop("forward"))
+  assert forward == _count("fwd_large", *sizes, 16) + 2 * nq
+  dots = 2 * nq * 8 + nq
+  backward = sum(map(sum, moved.values()))
+  more = 2 * nq * (nk // 24) + 4 * nq
+  assert backward + dots == _count("bwd_two_pass", *sizes, (24, 32)) + more
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_polynomial_attention_moves_each_token_once_a_pass(words, is_causal):
+  n, d = 40, 3
+
+  def attend(*x):
+    return polynomial_attention(
+      *x, degree=2, weights=multinomial_weights(d, (1.0, 1.0, 0.5)),
+      is_causal=is_causal, local="polynomial", chunk_size=8,
+      implementation="interpret",
+    )  # fmt: skip
+
+  token, carried, features = n * d, n * (d + 1), 10
+  state, both = features * (d + 1), (token, carried)
+  if is_causal:
+    inputs = features, token, *both
+    wanted = {
+      "causal_forward": (*inputs, token, n),
+      "causal_query": (*inputs, carried, token),
+      "causal_key_value": (*inputs, carried, *both),
+    }
+  else:
+    wanted = {
+      "moments": (*both, state),
+      "read": (state, token, token, n),
+      "full_query": (state, *both, token, state),
+      "full_key_value": (state, *both, *both),
+    }
+  assert words(attend, n, n, d) == wanted
 
 
 @pytest.mark.parametrize(
