@@ -44,11 +44,12 @@ class BlockSizes:
         )
 
 
-# On a TPU: rows of a tile (queries of all heads of a group) and keys.
-# benchmarks/KERNELS.md holds the figures that these come from.
-TPU = BlockSizes(512, 512, 512, 512)
-_TPU_LANES = 128
+# On a TPU: rows of a tile (queries of all heads of a group) and keys. Backward,
+# the largest powers of two that VMEM holds; forward, so many queries that
+# copies of keys are hidden behind products. benchmarks/KERNELS.md has figures.
+TPU = BlockSizes(1024, 1024, 1024, 1024)
 _TPU_VMEM = 16 * 2**20
+_TPU_LANES = 128
 
 
 # On a GPU: a warp group multiplies 64 rows at a time.
@@ -101,9 +102,12 @@ def tpu_block_sizes(
     if sizes is None:
       size = getattr(TPU, name)
       size = _up(-(-size // group), _TPU_LANES) if queries else size
+      # As many blocks, but of one size: less of the last one is padding.
+      size = -(-length // -(-length // size))
+      chosen[name] = size if exact else _up(size, _TPU_LANES)
     else:
       size = getattr(sizes, name)
-    chosen[name] = min(size, length if exact else _up(length, _TPU_LANES))
+      chosen[name] = min(size, length if exact else _up(length, _TPU_LANES))
   if sizes is None:
     for end in ("", "_bwd"):
       block_q, block_k = chosen[f"block_q{end}"], chosen[f"block_k{end}"]

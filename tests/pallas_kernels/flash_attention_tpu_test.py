@@ -33,9 +33,9 @@ def _gradients(query, key, value, block_sizes=None):
   return jax.grad(loss, (0, 1, 2))(query, key, value)
 
 
-def _inputs(length, heads=(4, 2), head_dim=128):
+def _inputs(length, heads=(4, 2), head_dim=128, dtype="bfloat16"):
   n, k = heads
-  shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
+  shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.dtype(dtype))
   keys = shape((1, length, k, head_dim))
   return shape((1, length, n, head_dim)), keys, keys
 
@@ -55,11 +55,15 @@ def test_what_none_takes_compiles_and_memory_is_linear(topology):
 
 
 @pytest.mark.parametrize(
-  ("heads", "sizes"),
-  [((32, 1), None), ((2, 2), BlockSizes(2048, 1024, 2048, 512))],
+  ("heads", "dtype", "sizes"),
+  [
+    ((32, 1), "bfloat16", None),
+    ((2, 2), "float32", None),
+    ((2, 2), "bfloat16", BlockSizes(2048, 1024, 2048, 512)),
+  ],
 )
-def test_what_is_said_to_fit_into_vmem_fits(heads, sizes):
-  args = _inputs(4096, heads)
+def test_what_is_said_to_fit_into_vmem_fits(heads, dtype, sizes):
+  args = _inputs(4096, heads, dtype=dtype)
   assert (
     mosaic_tpu.supports(Operands(*args), Options(1.0, None, 0, sizes)) is None
   )
