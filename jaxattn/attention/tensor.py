@@ -88,10 +88,11 @@ def tensor_attention(
     key_mask1: boolean (B, S1); True = attend.
     key_mask2: boolean (B, S2); True = attend.
     chunk_size: queries at a time; None = chosen from sizes. Memory and speed
-      only.
+      only. Kernels take multiples of 128.
     implementation: None = best of the platform, "xla" = blocks of queries in
-      XLA, "pallas" = the kernels of ``pallas_kernels.tensor_attention``,
-      "pallas_interpret" = those, interpreted on any platform.
+      XLA, "pallas" = the kernels of ``pallas_kernels.tensor_attention``, which
+      round a bfloat16 pair of keys once more, "pallas_interpret" = those,
+      interpreted on any platform.
     precision: of the matrix products.
 
   Returns:

@@ -72,17 +72,24 @@ def cotangent(x):
   return out.astype(x.query.dtype).astype(x.key1.dtype)
 
 
+def both_passes(x, out_bar, options, *, interpret=True):
+  """Output, log-sum-exp, and all gradients."""
+  out, lse = mosaic_tpu.forward(x, options, interpret=interpret)
+  gradients = mosaic_tpu.backward(
+    x, options, out, lse, out_bar, interpret=interpret
+  )
+  return out, lse, *gradients
+
+
+@functools.cache
+def _compiled(options, interpret):
+  run = functools.partial(both_passes, options=options, interpret=interpret)
+  return quick_jit(run)
+
+
 def by_kernel(x, options, out_bar, *, interpret=True):
   """Output, log-sum-exp, and all gradients."""
-
-  def run(x, out_bar):
-    out, lse = mosaic_tpu.forward(x, options, interpret=interpret)
-    gradients = mosaic_tpu.backward(
-      x, options, out, lse, out_bar, interpret=interpret
-    )
-    return out, lse, *gradients
-
-  return quick_jit(run)(x, out_bar)
+  return _compiled(options, interpret)(x, out_bar)
 
 
 def by_reference(x, options, out_bar):

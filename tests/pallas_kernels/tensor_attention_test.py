@@ -16,10 +16,12 @@ from pallas_kernels.tensor_attention import (
   tensor_attention,
 )
 from pallas_kernels.tensor_attention.operands import Options
+from tests._recompile import quick_jit
 from tests.pallas_kernels._flash import assert_close
 from tests.pallas_kernels._ladder import CALLS, lowered, tpu_interpreter
 from tests.pallas_kernels._tensor import (
   CASES,
+  both_passes,
   by_kernel,
   by_reference,
   case,
@@ -85,7 +87,8 @@ def test_vmap_equals_a_loop():
   x, options = case("causal, masks", jnp.float32)
   batch = jax.tree.map(lambda y: jnp.stack([y, y[::-1]]), x)
   out_bar = cotangent(x)
-  both = jax.vmap(lambda x: by_kernel(x, options, out_bar))(batch)
+  run = functools.partial(both_passes, out_bar=out_bar, options=options)
+  both = quick_jit(jax.vmap(run))(batch)
   for i in range(2):
     one = jax.tree.map(lambda y, i=i: y[i], batch)
     assert_close([y[i] for y in both], by_kernel(one, options, out_bar), 1e-6)
