@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import runpy
 
 import jaxattn
 
@@ -34,6 +35,12 @@ def test_every_experiment_has_a_page():
   systems &= {p.stem for p in (_ROOT / "configs").glob("[!_]*.py")}
   pages = {p.stem for p in (_DOCS / "systems").glob("*.md")}
   assert {s.replace("_", "-") for s in systems} <= pages
+
+
+def test_the_notebook_of_colab_is_the_page():
+  pair = runpy.run_path(str(_DOCS / "pair_notebook.py"))
+  committed = pair["TARGET"].read_text(encoding="utf-8")
+  assert committed == pair["render"](), "run python docs/pair_notebook.py"
 
 
 def test_figures_are_small():

@@ -15,6 +15,7 @@ A new kernel joins ``OPERATIONS``.
 
 from jaxattn.selfcheck.checks import DTYPES as DTYPES
 from jaxattn.selfcheck.checks import Row as Row
+from jaxattn.selfcheck.checks import how_kernels_run as how_kernels_run
 from jaxattn.selfcheck.checks import is_wrong as is_wrong
 from jaxattn.selfcheck.checks import selfcheck as selfcheck
 from jaxattn.selfcheck.operations import OPERATIONS as OPERATIONS
@@ -26,6 +27,7 @@ __all__ = [
   "OPERATIONS",
   "Operation",
   "Row",
+  "how_kernels_run",
   "is_wrong",
   "markdown",
   "selfcheck",
