@@ -12,11 +12,13 @@ from jaxattn.attention import (
   polynomial_attention,
   relu_attention,
   softmax_attention,
+  tensor_attention,
 )
 from pallas_kernels import flash_attention as flash
 from pallas_kernels import polynomial_attention as polynomial
 from pallas_kernels import relu_attention as relu
 from pallas_kernels import small_cache_attention as small_cache
+from pallas_kernels import tensor_attention as tensor
 from pallas_kernels.polynomial_attention.operands import multinomial_weights
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -26,6 +28,12 @@ def _shapes(length: int, heads: int, dim: int) -> Shapes:
   """Queries, keys and values; two heads of queries share one of keys."""
   keys = 1, length, heads // 2, dim
   return (1, length, heads, dim), keys, keys
+
+
+def _tensor_shapes(length: int, firsts: int, heads: int, dim: int) -> Shapes:
+  """Queries, first and second keys, and their values; few first ones."""
+  first, second = ((1, s, heads // 2, dim) for s in (firsts, length))
+  return (1, length, heads, dim), first, second, first, second
 
 
 class Operation(NamedTuple):
@@ -94,6 +102,10 @@ _softmax_reference = functools.partial(
   flash.flash_attention, is_causal=True, implementation="reference"
 )
 
+# Products of three normal numbers have large outliers, and the kernel rounds
+# two factors to 16 bits: of logits much above 1 little would be left.
+_TENSOR_SCALE = 0.1
+
 OPERATIONS = (
   Operation(
     "flash_attention",
@@ -120,6 +132,15 @@ OPERATIONS = (
     functools.partial(
       relu.relu_attention, alpha=2, is_causal=True, implementation="reference"
     ),
+  ),
+  Operation(
+    "tensor_attention",
+    functools.partial(tensor_attention, scale=_TENSOR_SCALE),
+    functools.partial(
+      tensor.tensor_attention, scale=_TENSOR_SCALE, implementation="reference"
+    ),
+    shapes=_tensor_shapes(1000, 100, 2, 64),
+    tiny=_tensor_shapes(520, 10, 2, 8),
   ),
   Operation(
     "small_cache_attention", _small_cache, _softmax_reference, is_exact=True
