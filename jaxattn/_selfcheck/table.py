@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import jax
 
 import jaxattn
-from jaxattn.selfcheck.checks import Row, how_kernels_run, is_wrong
+from jaxattn._selfcheck.checks import Row, how_kernels_run, is_wrong
 
 _COLUMNS = (
   "operation",

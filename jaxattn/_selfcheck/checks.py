@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxattn.selfcheck import operations as operations_lib
-from jaxattn.selfcheck.operations import OPERATIONS, Operation
+from jaxattn._selfcheck import operations as operations_lib
+from jaxattn._selfcheck.operations import OPERATIONS, Operation
 
 # Largest error of a number over the largest number. Of 16 bits, weights are
 # rounded before they meet the values, and results once more. Products of

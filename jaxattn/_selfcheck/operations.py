@@ -7,14 +7,19 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxattn.attention import (
+  PrefixState,
+  ntk_attention,
   polynomial_attention,
   relu_attention,
   softmax_attention,
   tensor_attention,
 )
+from jaxattn.features import apply_feature_map
 from pallas_kernels import flash_attention as flash
+from pallas_kernels import ntk_attention as ntk
 from pallas_kernels import polynomial_attention as polynomial
 from pallas_kernels import relu_attention as relu
 from pallas_kernels import small_cache_attention as small_cache
@@ -36,6 +41,11 @@ def _tensor_shapes(length: int, firsts: int, heads: int, dim: int) -> Shapes:
   return (1, length, heads, dim), first, second, first, second
 
 
+def _ntk_shapes(length: int, heads: int, dim: int) -> Shapes:
+  """Queries, keys and values; a state of as many features as numbers."""
+  return *_shapes(length, heads, dim), (heads // 2, dim, dim), (heads // 2, dim)
+
+
 class Operation(NamedTuple):
   """One operation that has kernels.
 
@@ -53,7 +63,7 @@ class Operation(NamedTuple):
   fn: Callable[..., Any]
   reference: Callable[..., Any]
   shapes: Shapes = _shapes(4000, 8, 128)
-  tiny: Shapes = _shapes(600, 2, 8)
+  tiny: Shapes = _shapes(1100, 2, 8)
   is_exact: bool = False
 
 
@@ -83,6 +93,37 @@ def _small_cache(*operands: jax.Array, implementation: str) -> Any:
   names = {"pallas": "mosaic_tpu", "pallas_interpret": "interpret"}
   return small_cache.small_cache_attention(
     *operands, is_causal=True, implementation=names[implementation]
+  )
+
+
+def _ntk(
+  query: jax.Array, key: jax.Array, value: jax.Array, z: jax.Array,
+  log_k: jax.Array, *, implementation: str,
+) -> Any:  # fmt: skip
+  return ntk_attention(
+    query,
+    key,
+    value,
+    PrefixState(z, jnp.exp(log_k)),
+    is_causal=True,
+    implementation=implementation,
+  )
+
+
+def _ntk_reference(
+  query: jax.Array, key: jax.Array, value: jax.Array, z: jax.Array,
+  log_k: jax.Array,
+) -> Any:  # fmt: skip
+  scale = query.shape[-1] ** -0.5
+  return ntk.ntk_attention(
+    query,
+    key,
+    value,
+    apply_feature_map("elu", query, scale=scale),
+    z,
+    jnp.exp(log_k),
+    is_causal=True,
+    implementation="reference",
   )
 
 
@@ -125,6 +166,13 @@ OPERATIONS = (
     ),
     _polynomial_reference,
     shapes=_shapes(4000, 8, 32),
+  ),
+  Operation(
+    "ntk_attention",
+    _ntk,
+    _ntk_reference,
+    shapes=_ntk_shapes(4000, 8, 128),
+    tiny=_ntk_shapes(1100, 2, 8),
   ),
   Operation(
     "relu_attention",
