@@ -3,12 +3,15 @@
 import dataclasses
 import functools
 import re
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxattn.iocomplexity import blockspec_traffic
+from pallas_kernels._compat import pl
 from pallas_kernels.tensor_attention import (
   TensorBlockSizes,
   config,
@@ -16,6 +19,7 @@ from pallas_kernels.tensor_attention import (
   tensor_attention,
 )
 from pallas_kernels.tensor_attention.operands import Options
+from tests._dense import value_and_vjp
 from tests._recompile import quick_jit
 from tests.pallas_kernels._flash import assert_close
 from tests.pallas_kernels._ladder import CALLS, lowered, tpu_interpreter
@@ -106,8 +110,9 @@ def test_public_function_and_its_gradient(implementation):
     )  # fmt: skip
 
   out_bar = cotangent(x)
-  out, vjp = jax.vjp(attend, jnp.float64(0.7), *x[:5])
-  scale_bar, query_bar, key1_bar, *others = vjp(out_bar)
+  run = quick_jit(functools.partial(value_and_vjp, attend))
+  out, bars = run(out_bar, jnp.float64(0.7), *x[:5])
+  scale_bar, query_bar, key1_bar, *others = bars
   want = by_reference(x._replace(key1=0.7 * x.key1), options, out_bar)
   got = [out, query_bar, key1_bar / 0.7, *others]
   assert_close(got, [want[0], *want[2:]], 1e-13)
@@ -129,8 +134,9 @@ def test_kernels_do_not_race_nor_read_out_of_bounds():
 # --- C: lowering ---
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+  ("masked", "dtype"), [(False, "bfloat16"), (True, "float32")]
+)
 def test_lowers_for_a_tpu(masked, dtype):
   x, options = structs(dtype, masked=masked), Options(not masked)
   assert mosaic_tpu.supports(x, options) is None
@@ -141,6 +147,59 @@ def test_lowers_for_a_tpu(masked, dtype):
 
   text = lowered(run, x, jax.eval_shape(cotangent, x), platform="tpu")
   assert text.count(f"@{CALLS['tpu']}") == 2
+
+
+# --- what is moved ---
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_grids_move_what_the_passes_say(is_causal, monkeypatch):
+  # Blocks: 3 of queries, 4 of first and 2 of second keys; backward, where
+  # first keys are one slab, 4 and 2.
+  n, h, sizes = 24, 3, TensorBlockSizes(8, 6, 12, 6, 24, 12, 24)
+  grids, call = {}, pl.pallas_call
+
+  def spy(*args, grid_spec, name, **options):
+    grids[name] = grid_spec
+    return call(*args, grid_spec=grid_spec, name=name, **options)
+
+  monkeypatch.setattr(pl, "pallas_call", spy)
+  x = jax.ShapeDtypeStruct((1, n, 1, h), jnp.float32)
+  attend = functools.partial(
+    tensor_attention, is_causal=is_causal, block_sizes=sizes,
+    implementation="interpret",
+  )  # fmt: skip
+  jax.eval_shape(jax.grad(lambda *x: attend(*x).sum()), *[x] * 5)
+  forward, backward = map(_words, grids.values())
+  query, key1, key2, *_, out, lse = forward
+  assert (query, out, lse) == (n * h, n * h, n)
+  # Queries 0 to 7 see first blocks 0 and 1 of 0 to 3, queries 8 to 15 0 to 2;
+  # of second ones, the former see block 0 alone, which stays for the latter.
+  assert key1 == h * 6 * ((2 + 3 + 4) if is_causal else 3 * 4)
+  assert key2 == h * 12 * (
+    (1 + (2 * 3 - 1) + 2 * 4) if is_causal else 3 * 4 * 2
+  )
+  query, key1, key2, *_ = backward
+  # Queries 0 to 11 do not see second keys 12 to 23.
+  assert query == h * 6 * ((4 + 2) if is_causal else 2 * 4)
+  assert key1 == key2 == n * h
+  # All gradients leave once.
+  assert backward[-5:] == (n * h,) * 5
+
+
+def _words(grid_spec):
+  """Words of each operand that a kernel moves."""
+
+  def numbers(spec):
+    def index_map(*ids):
+      return spec.index_map(*map(np.int32, ids), np.zeros(2, np.int32))
+
+    return types.SimpleNamespace(
+      block_shape=spec.block_shape, index_map=index_map
+    )
+
+  specs = *grid_spec.in_specs, *grid_spec.out_specs
+  return blockspec_traffic(grid_spec.grid, [numbers(spec) for spec in specs])
 
 
 # --- block sizes ---
