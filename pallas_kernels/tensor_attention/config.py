@@ -90,8 +90,12 @@ def tpu_block_sizes(
   for end in ("", "_bwd"):
     for axis, length in lengths.items():
       name, multiple = f"block_{axis}{end}", _TPU_MULTIPLES[axis]
-      if sizes is None and axis == "q":
-        chosen[name] = _up(-(-chosen[name] // group), multiple)
+      if sizes is None:
+        shared = group if axis == "q" else 1
+        size = _up(-(-chosen[name] // shared), multiple)
+        # As many blocks, but of one size: less of the last one is padding.
+        size = -(-length // -(-length // size))
+        chosen[name] = size if exact else _up(size, multiple)
       longest = length if exact else _up(length, multiple)
       chosen[name] = min(chosen[name], longest)
   block, slab = chosen["block_q_bwd"], chosen["slab_q_bwd"]

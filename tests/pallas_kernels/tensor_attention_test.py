@@ -222,10 +222,10 @@ def test_refuses_slabs_of_parts_of_blocks():
 
 
 def test_block_sizes_are_those_of_the_call():
-  # Cut to the sequence, shared by a group of 2, and made to fit.
+  # Shared by a group of 2, of one size, and made to fit.
   x = structs(length=640)
   sizes = config.tpu_block_sizes(x, Options(), exact=False)
-  assert (sizes.block_q, sizes.block_k2, sizes.slab_q_bwd) == (256, 512, 768)
+  assert (sizes.block_q, sizes.block_k2, sizes.slab_q_bwd) == (256, 320, 768)
   wide = structs("float32", length=2048, h=640, hv=640)
   assert mosaic_tpu.supports(wide, Options()) is None
   fits = config.tpu_block_sizes(wide, Options(), exact=False)
