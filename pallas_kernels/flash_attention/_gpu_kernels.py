@@ -216,11 +216,30 @@ def forward_kernel(tile: Tile, bounds: Any, *refs: Any) -> None:
   query_ref, key_ref, value_ref, out_ref, lse_ref, buffers, barriers = refs
   query, keys, values, out, lse = buffers
   query_barrier, key_barriers, value_barriers = barriers
-  b, n, i = ids()
+  b, n, i = at = ids()
   rows = pl.ds(i * np.int32(plan.block_q), plan.block_q)
   fetch_once([(query_ref.at[b, rows, n], query, query_barrier.at[0])])
+  zeros = jnp.zeros((plan.block_q,), jnp.float32)
+  start = jnp.zeros(out.shape, jnp.float32), zeros - jnp.inf, zeros
+  copies = (
+    (key_ref, keys, key_barriers),
+    (value_ref, values, value_barriers),
+  )
+  acc, top, total = online_softmax(tile, at, query, copies, start)
+  none = total == 0
+  safe = jnp.where(none, 1.0, total)
+  out[...] = (acc / column(safe, out.shape)).astype(out.dtype)
+  lse[...] = jnp.where(none, -jnp.inf, top + jnp.log(safe))
+  store((out, out_ref.at[b, rows, n]), (lse, lse_ref.at[b, n, rows]))
+
+
+def online_softmax(
+  tile: Tile, at: tuple[Any, Any, Any], query: Any, copies: Any, start: Any
+) -> Any:
+  """Adds all keys to (o, m, l), of which o and l are relative to exp(m)."""
+  plan, (b, _, i) = tile.plan, at
+  (_, keys, _), (_, values, _) = copies
   shape = plan.block_q, plan.block_k
-  wide = out.shape
 
   def add_keys(j: Any, slot: Any, carry: Any) -> Any:
     acc, top, total = carry
@@ -233,22 +252,13 @@ def forward_kernel(tile: Tile, bounds: Any, *refs: Any) -> None:
     keep = jnp.exp(before - shift)
     total = total * keep + weights.sum(1)
     acc = tile.add_product(
-      acc * column(keep, wide), weights.astype(values.dtype), values.at[slot]
+      acc * column(keep, acc.shape),
+      weights.astype(values.dtype),
+      values.at[slot],
     )
     return acc, top, total
 
-  zeros = jnp.zeros((plan.block_q,), jnp.float32)
-  start = jnp.zeros(wide, jnp.float32), zeros - jnp.inf, zeros
-  copies = (
-    (key_ref, keys, key_barriers),
-    (value_ref, values, value_barriers),
-  )
-  acc, top, total = over_keys(tile, (b, n, i), copies, add_keys, start)
-  none = total == 0
-  safe = jnp.where(none, 1.0, total)
-  out[...] = (acc / column(safe, wide)).astype(out.dtype)
-  lse[...] = jnp.where(none, -jnp.inf, top + jnp.log(safe))
-  store((out, out_ref.at[b, rows, n]), (lse, lse_ref.at[b, n, rows]))
+  return over_keys(tile, at, copies, add_keys, start)
 
 
 def query_kernel(tile: Tile, bounds: Any, *refs: Any) -> None:

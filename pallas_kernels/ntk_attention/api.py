@@ -16,7 +16,7 @@ from pallas_kernels._checks import (
 )
 from pallas_kernels._products import accumulator
 from pallas_kernels.flash_attention.config import BlockSizes
-from pallas_kernels.ntk_attention import mosaic_tpu
+from pallas_kernels.ntk_attention import mosaic_gpu, mosaic_tpu
 from pallas_kernels.ntk_attention.operands import (
   Gradients,
   Operands,
@@ -25,9 +25,8 @@ from pallas_kernels.ntk_attention.operands import (
 )
 from pallas_kernels.ntk_attention.reference import reference
 
-_KERNELS = {"mosaic_tpu": mosaic_tpu}
+_KERNELS = {"mosaic_tpu": mosaic_tpu, "mosaic_gpu": mosaic_gpu}
 _IMPLEMENTATIONS = ("reference", *_KERNELS, "interpret")
-
 _attend = differentiable(reference, _KERNELS, Gradients._fields)
 
 
@@ -71,8 +70,9 @@ def ntk_attention(
     return_residual: also return the denominator.
     block_sizes: tiles; None = those of exact attention.
     block_features: features in a tile; None = chosen.
-    implementation: "mosaic_tpu", "interpret" (the same, anywhere), or
-      "reference" (the dense formula).
+    implementation: "mosaic_tpu", "mosaic_gpu" (float16 or bfloat16, no bias,
+      no mask), "interpret" (the TPU's, anywhere), or "reference" (the dense
+      formula).
 
   Returns:
     (B, T, N, Hv), and with ``return_residual`` a ``Total``, whose logarithm has

@@ -8,6 +8,7 @@ from pallas_kernels.ntk_attention.operands import Operands, Options, as_flash
 
 _TPU_LANES = 128
 _TPU_FEATURES = 512
+_GPU_SHARED = 227 << 10
 
 
 def tpu_blocks(
@@ -66,6 +67,25 @@ def tpu_reason(x: Operands, options: Options) -> str | None:
     f"to features, and {features} of them take "
     f"{_tpu_bytes(x, sizes, features) >> 10}: use {advice}"
   )
+
+
+def gpu_reason(x: Operands, options: Options) -> str | None:
+  """Why a GPU cannot run these block sizes; None if it can."""
+  call = as_flash(x, options)
+  if reason := flash.gpu_reason(*call):
+    return reason
+  sizes = flash.gpu_block_sizes(call[1])
+  h, hv = (_up(y.shape[3], flash.GPU_HEAD) for y in (x.query, x.value))
+  # Two blocks of keys and values at a time, in 16 bits; sums in 32.
+  needed = 4 * sizes.block_k * (h + hv)
+  needed += sizes.block_q * (2 * (h + hv) + 4 * hv + 8)
+  if needed > _GPU_SHARED:
+    return (
+      f"block_q={sizes.block_q} with block_k={sizes.block_k} needs "
+      f"{needed >> 10} KiB of a GPU's shared memory, which has "
+      f"{_GPU_SHARED >> 10}: use block_k=64"
+    )
+  return None
 
 
 def _that_fit(x: Operands, options: Options, sizes: BlockSizes) -> BlockSizes:

@@ -78,12 +78,15 @@ def as_flash(
   x: Operands, options: Options
 ) -> tuple[flash.Operands, flash.Options]:
   """Exact attention to the keys alone."""
-  return (
-    flash.Operands(x.query, x.key, x.value, x.bias, x.mask),
-    flash.Options(
-      options.scale,
-      after=0 if options.is_causal else None,
-      block_sizes=options.block_sizes,
-      precision=options.precision,
-    ),
+  operands = flash.Operands(x.query, x.key, x.value, x.bias, x.mask)
+  return operands, flash_options(options)
+
+
+def flash_options(options: Options) -> flash.Options:
+  """Those of exact attention to the keys alone."""
+  return flash.Options(
+    options.scale,
+    after=0 if options.is_causal else None,
+    block_sizes=options.block_sizes,
+    precision=options.precision,
   )

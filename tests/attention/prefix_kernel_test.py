@@ -159,7 +159,7 @@ def test_many_features_are_read_by_a_kernel_that_is_named_only():
 
 def test_kernels_are_refused_where_they_cannot_run():
   for dtype, message in (
-    ("float32", "it needs a TPU; 'xla' and"),
+    ("float32", "it needs a TPU or an NVIDIA GPU; 'xla' and"),
     ("float64", "takes float32 or bfloat16, got float64"),
   ):
     with pytest.raises(NotImplementedError, match=message):

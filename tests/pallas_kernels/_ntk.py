@@ -60,9 +60,9 @@ def case(name, dtype, block_sizes=BLOCKS):
   return operands(*sizes, dtype), options
 
 
-def structs(dtype="bfloat16", num_features=200, heads=2, everything=False):
+def structs(dtype="bfloat16", num_features=200, heads=2, **options):
   """Operands without numbers; no length is a multiple of a block."""
-  x = _flash.structs(dtype=dtype, everything=everything)
+  x = _flash.structs(dtype=dtype, **options)
   shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
   return Operands(
     *x[:3],

@@ -27,7 +27,8 @@ from jaxattn.softmax import (
   online_softmax_merge,
 )
 from jaxattn.softmax.exact import attention_gradients
-from pallas_kernels.ntk_attention import Total, mosaic_tpu
+from pallas_kernels.flash_attention import operands as flash_operands
+from pallas_kernels.ntk_attention import Total, mosaic_gpu, mosaic_tpu
 from pallas_kernels.ntk_attention.gradients import keys_share, prefix_share
 from pallas_kernels.ntk_attention.operands import Operands, Options
 
@@ -187,14 +188,24 @@ def _forward_pass(
 
     return run
 
+  def gpu_kernel(context: Context, prefix: Prefix) -> Any:
+    # It begins with the sums: features need not be kept.
+    sums = _prefix_sums(call.precision, prefix)
+    x = flash_operands.Operands(context.query, context.key, context.value)
+    return mosaic_gpu.forward_from(x, options, *sums)
+
   x = jax.eval_shape(_kernel_operands, context, prefix)
-  reason = mosaic_tpu.supports(x, options)
+  reasons = [y.supports(x, options) for y in (mosaic_tpu, mosaic_gpu)]
   if call.on_mesh:
-    reason = "a mesh with explicit axes needs jax.shard_map around the call"
+    mesh = "a mesh with explicit axes needs jax.shard_map around the call"
+    reasons = [mesh, mesh]
   two = functools.partial(in_two, call._replace(implementation="xla"))
   branches = {
     "xla": Branch(two),
-    "pallas": (Branch(kernel(), "tpu", reason),),
+    "pallas": (
+      Branch(kernel(), "tpu", reasons[0]),
+      Branch(gpu_kernel, "cuda", reasons[1]),
+    ),
     "pallas_interpret": Branch(kernel(interpret=True)),
   }
   return dispatch(call.implementation, branches, context, prefix)
