@@ -4,6 +4,7 @@ Kernels import Pallas from here, so that a renamed symbol is mended once. This
 is the twin of ``jaxattn/_compat.py``: kernels import nothing of ``jaxattn``.
 """
 
+import inspect
 from typing import Any
 
 import jax
@@ -13,7 +14,9 @@ from jax.experimental.pallas import tpu as pltpu
 
 __all__ = [
   "gpu_interpreter",
+  "gpu_load",
   "gpu_races_found",
+  "gpu_store",
   "out_struct",
   "pl",
   "plgpu",
@@ -79,3 +82,19 @@ def gpu_interpreter(**params: Any) -> Any:
   from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
   return InterpretGPUParams(**params)
+
+
+def gpu_load(ref: Any) -> jax.Array:
+  """What lies in a GPU's shared memory, if need be with conflicts of banks."""
+  load: Any = plgpu.load
+  indices = (...,) if "idx" in inspect.signature(load).parameters else ()
+  return load(ref, *indices, optimized=False)
+
+
+def gpu_store(ref: Any, value: jax.Array) -> None:
+  """Writes to a GPU's shared memory, if need be with conflicts of banks."""
+  store: Any = getattr(plgpu, "store", None)
+  if store is None:  # and what Pallas writes need not be free of them
+    ref[...] = value
+  else:
+    store(ref, value, optimized=False)

@@ -124,7 +124,7 @@ def polynomial_attention(
     chunk_size: tokens at a time; None = chosen from sizes.
     implementation: None = best of the platform, "xla" = scans over chunks,
       "pallas" = the kernels of ``pallas_kernels.polynomial_attention``,
-      "pallas_interpret" = those, interpreted on any platform. Kernels have
+      "pallas_interpret" = the TPU's, interpreted on any platform. Kernels have
       ``backward="surrogate"`` and no sketch. With ``local="exact"`` what a
       ``chunk_size`` of None means is their own affair.
     precision: of the matrix products.

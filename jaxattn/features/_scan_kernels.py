@@ -14,7 +14,7 @@ from jaxattn import _compat
 from jaxattn._dispatch import Branch, dispatch
 from jaxattn.features import _chunks, _scan
 from jaxattn.features._chunks import Spec
-from pallas_kernels.polynomial_attention import mosaic_tpu
+from pallas_kernels.polynomial_attention import mosaic_gpu, mosaic_tpu
 from pallas_kernels.polynomial_attention.operands import Operands, Options
 
 Arrays = tuple[jax.Array, ...]
@@ -56,7 +56,7 @@ def _forward_pass(call: Call, *operands: jax.Array) -> Any:
 
     return run
 
-  branches = _branches(call, operands, over_groups, mosaic_tpu.forward, adapt)
+  branches = _branches(call, operands, over_groups, "forward", adapt)
   return dispatch(call.implementation, branches, *operands)
 
 
@@ -94,7 +94,7 @@ def _backward_pass(
 
     return run
 
-  branches = _branches(call, operands, over_groups, mosaic_tpu.backward, adapt)
+  branches = _branches(call, operands, over_groups, "backward", adapt)
   return dispatch(call.implementation, branches, *operands, *results, out_bar)
 
 
@@ -136,18 +136,23 @@ def _unpacked(pass_: Any, spec: Spec, arrays: Any) -> Any:
 
 
 def _branches(
-  call: Call, operands: Any, xla: Any, kernel: Any, adapt: Any
+  call: Call, operands: Any, xla: Any, name: str, adapt: Any
 ) -> dict[str, Any]:
   """Implementations of a pass, named as users name them."""
-  reason = mosaic_tpu.supports(Operands(*operands), _options(call, operands))
-  if call.on_mesh:
-    reason = "a mesh with explicit axes needs jax.shard_map around the call"
-  interpret = functools.partial(kernel, interpret=True)
+  x, options = Operands(*operands), _options(call, operands)
+
+  def branch(platform: str, kernels: Any) -> Branch:
+    reason = kernels.supports(x, options)
+    if call.on_mesh:
+      reason = "a mesh with explicit axes needs jax.shard_map around the call"
+    return Branch(adapt(getattr(kernels, name)), platform, reason)
+
+  interpret = functools.partial(getattr(mosaic_tpu, name), interpret=True)
   mapped = "JAX's interpreter writes no part of what varies in a jax.shard_map"
   alone = None if not _compat.varying_axes(*operands) else mapped
   return {
     "xla": Branch(xla),
-    "pallas": (Branch(adapt(kernel), "tpu", reason),),
+    "pallas": (branch("tpu", mosaic_tpu), branch("cuda", mosaic_gpu)),
     "pallas_interpret": Branch(adapt(interpret), unsupported=alone),
   }
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from pallas_kernels._checks import check_heads, check_implementation
 from pallas_kernels._products import accumulator
-from pallas_kernels.polynomial_attention import mosaic_tpu
+from pallas_kernels.polynomial_attention import mosaic_gpu, mosaic_tpu
 from pallas_kernels.polynomial_attention.operands import (
   Operands,
   Options,
@@ -22,7 +22,8 @@ from pallas_kernels.polynomial_attention.operands import (
 )
 from pallas_kernels.polynomial_attention.reference import reference
 
-_IMPLEMENTATIONS = ("reference", "mosaic_tpu", "interpret")
+_KERNELS = {"mosaic_tpu": mosaic_tpu, "mosaic_gpu": mosaic_gpu}
+_IMPLEMENTATIONS = ("reference", *_KERNELS, "interpret")
 
 
 def polynomial_attention(
@@ -59,8 +60,8 @@ def polynomial_attention(
       the logit is within the radius, "polynomial" p.
     radius: bound on the logits; needed for "exact".
     chunk_size: tokens at a time; None = that of ``config``.
-    implementation: "mosaic_tpu", "interpret" (the same, anywhere), or
-      "reference" (the dense formula).
+    implementation: "mosaic_tpu", "mosaic_gpu", "interpret" (the TPU's,
+      anywhere), or "reference" (the dense formula).
 
   Returns:
     (B, T, N, Hv) of the dtype of ``query``; 0 for a query that sees no key.
@@ -114,8 +115,8 @@ def polynomial_attention(
   scale = 1 / math.sqrt(query.shape[3]) if scale is None else float(scale)
   x = _operands(query, key, value, scale, key_mask, is_causal)
   reason = None
-  if implementation == "mosaic_tpu":
-    reason = mosaic_tpu.supports(x, options)
+  if implementation in _KERNELS:
+    reason = _KERNELS[implementation].supports(x, options)
   if reason is not None:
     raise NotImplementedError(reason)
   out = _attend(implementation, options, x)
@@ -181,8 +182,9 @@ def _forward(
 ) -> tuple[jax.Array, Any]:
   if implementation == "reference":
     return reference(x, options), None
+  kernels = _KERNELS.get(implementation, mosaic_tpu)
   interpret = implementation == "interpret"
-  out, *residual = mosaic_tpu.forward(x, options, interpret=interpret)
+  out, *residual = kernels.forward(x, options, interpret=interpret)
   return out, residual
 
 
@@ -206,7 +208,8 @@ def _attend_bwd(
     _, vjp = jax.vjp(functools.partial(reference, options=options), x)
     return vjp(out_bar)
   denominator, total = residual
-  bars = mosaic_tpu.backward(
+  kernels = _KERNELS.get(implementation, mosaic_tpu)
+  bars = kernels.backward(
     x, options, total, mosaic_tpu.divide_bar(out, denominator, out_bar),
     interpret=implementation == "interpret",
   )  # fmt: skip

@@ -10,6 +10,12 @@ TPU_CHUNK = 256
 _TPU_LANES, _TPU_SUBLANES = 128, 8
 _TPU_VMEM = 16 * 2**20
 
+# On a GPU: chunks are of whole tiles of tokens.
+GPU_TILE = 128
+_GPU_MAX_HEAD = 128
+_GPU_SHARED = 227 * 2**10
+_GPU_ALIGN = 1024
+
 
 def chunk_size(x: Operands, options: Options, *, exact: bool) -> int:
   """Tokens of a chunk.
@@ -53,6 +59,80 @@ def tpu_reason(x: Operands, options: Options) -> str | None:
       f"of a TPU's VMEM, which has {_TPU_VMEM >> 20}: use chunk_size={fits}"
     )
   return None
+
+
+def gpu_chunk_size(x: Operands, options: Options) -> int:
+  """Tokens of a chunk on a GPU; no more than the longest padded sequence.
+
+  Each chunk has a state in global memory: with as many tokens as features,
+  they take no more room than what the tokens carry, and pairs inside of chunks
+  no more products than features.
+  """
+  size = options.chunk_size or _up(len(options.weights), GPU_TILE)
+  longest = max(x.query.shape[3], x.key.shape[2])
+  return min(size, _up(longest, GPU_TILE))
+
+
+def gpu_reason(x: Operands, options: Options) -> str | None:
+  """Why a GPU cannot run these sizes; None if it can."""
+  size = options.chunk_size
+  if size is not None and size % GPU_TILE:
+    return (
+      f"chunk_size must be a multiple of {GPU_TILE} on a GPU, got {size}: use "
+      f"{_up(size, GPU_TILE)}"
+    )
+  query, value = x.key.shape[1], x.value.shape[1] - 1
+  for name, size in (("query", query), ("value", value)):
+    if size > _GPU_MAX_HEAD:
+      return (
+        f"the GPU kernel takes head sizes up to {_GPU_MAX_HEAD}, got {size} in "
+        f"{name}"
+      )
+  needed = _gpu_bytes(query, value)
+  if needed > _GPU_SHARED:
+    fits = [v for v in range(value) if _gpu_bytes(query, v) <= _GPU_SHARED]
+    return (
+      f"head size {query} with {value} in value needs {-(-needed // 1024)} KiB "
+      f"of a GPU's shared memory, which has {_GPU_SHARED >> 10}: use at most "
+      f"{fits[-1]} in value"
+    )
+  return None
+
+
+def gpu_columns(size: int) -> int:
+  """Columns of a matrix in shared memory: whole rows of 32 bytes."""
+  return _up(size, 16)
+
+
+def gpu_slots(once: int, each: int) -> int:
+  """How many of what passes by shared memory holds, of 2 at most.
+
+  Args:
+    once: bytes of all else.
+    each: bytes of one of them.
+  """
+  return 2 if once + 2 * each <= _GPU_SHARED - _GPU_ALIGN else 1
+
+
+def gpu_bytes(sizes: list[int]) -> int:
+  """Shared memory that buffers take."""
+  return sum(_up(size, _GPU_ALIGN) for size in sizes)
+
+
+def _gpu_bytes(query: int, value: int) -> int:
+  """Shared memory of the largest kernels, which hold one of what passes by."""
+  tokens, columns = 4 * (query + 1) * GPU_TILE, gpu_columns(value + 1)
+  # Tiles of 64 features or tokens, in two halves of bfloat16 or in float32.
+  features, state = 4 * 64 * GPU_TILE, 2 * 64 * columns
+  read = [tokens, features, *[2 * 64 * GPU_TILE] * 2, 4 * GPU_TILE * columns]
+  pull = [tokens, tokens, features, *[2 * GPU_TILE * columns] * 2]
+  local = 64 * (gpu_columns(query) + columns)
+  # Barriers too.
+  return _GPU_ALIGN + max(
+    gpu_bytes([*read, state, state]),
+    gpu_bytes([*pull, state, state]),
+    gpu_bytes([2 * local] * 4 + [4 * local]),
+  )
 
 
 def _chunk_that_fits(x: Operands, options: Options, size: int) -> int:

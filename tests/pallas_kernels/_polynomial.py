@@ -37,8 +37,15 @@ def options_of(dim, degree, chunk_size=CHUNK, **options):
 
 
 def case(name, dtype, chunk_size=CHUNK):
-  """Some keys are hidden: the first ones, which a causal query alone sees."""
+  """One of ``CASES``."""
   (p, g, t, s, h, hv, degree), options = CASES[name]
+  x = operands((p, g, t, s, h, hv), dtype)
+  return x, options_of(h, degree, chunk_size, **options)
+
+
+def operands(sizes, dtype):
+  """Some keys are hidden: the first ones, which a causal query alone sees."""
+  p, g, t, s, h, hv = sizes
   rng = np.random.default_rng(0)
 
   def normal(*shape):
@@ -47,8 +54,7 @@ def case(name, dtype, chunk_size=CHUNK):
   seen = jnp.arange(s) > 1
   key = jnp.where(seen, normal(p, h, s), 0)
   value = jnp.where(seen, normal(p, hv + 1, s).at[:, -1].set(1), 0)
-  x = Operands(normal(p, h, g, t), key, value)
-  return x, options_of(h, degree, chunk_size, **options)
+  return Operands(normal(p, h, g, t), key, value)
 
 
 def structs(
@@ -68,17 +74,17 @@ def cotangent(x):
   return jnp.asarray(bar, x.query.dtype)
 
 
-def value_and_gradients(x, bar, options, interpret):
-  out, denominator, total = mosaic_tpu.forward(x, options, interpret=interpret)
+def value_and_gradients(x, bar, options, interpret, backend=mosaic_tpu):
+  out, denominator, total = backend.forward(x, options, interpret=interpret)
   sums_bar = mosaic_tpu.divide_bar(out, denominator, bar)
-  bars = mosaic_tpu.backward(x, options, total, sums_bar, interpret=interpret)
+  bars = backend.backward(x, options, total, sums_bar, interpret=interpret)
   return out, *bars
 
 
-def by_kernel(x, options, bar, *, interpret=True):
+def by_kernel(x, options, bar, *, interpret=True, backend=mosaic_tpu):
   """Output, and gradients of all operands."""
   run = functools.partial(
-    value_and_gradients, options=options, interpret=interpret
+    value_and_gradients, options=options, interpret=interpret, backend=backend
   )
   return quick_jit(run)(x, bar)
 

@@ -215,14 +215,18 @@ def test_kernels_are_taken_where_they_run(platform):
     run = functools.partial(gradients, implementation)
     return lowered(run, x, x, x, platform=platform)
 
-  kernels = 4 if platform == "tpu" else 0
-  assert text(None).count(f"@{CALLS['tpu']}") == kernels
-  assert CALLS["tpu"] not in text("xla")
-  if kernels:
-    assert text("pallas").count(f"@{CALLS['tpu']}") == kernels
-  else:
-    with pytest.raises(NotImplementedError, match="it needs a TPU; 'xla' and"):
+  # On a GPU that is not there, None takes no kernel.
+  chosen = {"tpu": 4, "cuda": 0, "cpu": 0}[platform]
+  assert text(None).count(f"@{CALLS['tpu']}") == chosen
+  plain = text("xla")
+  assert not any(call in plain for call in CALLS.values())
+  if platform == "cpu":
+    message = "it needs a TPU or an NVIDIA GPU; 'xla' and"
+    with pytest.raises(NotImplementedError, match=message):
       text("pallas")
+  else:
+    named = {"tpu": 4, "cuda": 6}[platform]
+    assert text("pallas").count(f"@{CALLS[platform]}") == named
 
 
 def test_public_gradients_of_any_order_equal_those_of_the_scans():
