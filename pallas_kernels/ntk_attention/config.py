@@ -57,6 +57,8 @@ def tpu_reason(x: Operands, options: Options) -> str | None:
   change = _that_fit(x, options, sizes)
   if not _fits(x, options, change, _TPU_LANES):
     advice = "a smaller block_q"
+    if sizes.block_q == _TPU_LANES:
+      advice = "fewer heads of query to one of key"
   elif change == sizes:
     advice = f"block_features={_TPU_LANES}"
   else:

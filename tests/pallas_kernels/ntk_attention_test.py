@@ -10,7 +10,7 @@ import pytest
 
 from pallas_kernels.flash_attention import BlockSizes
 from pallas_kernels.ntk_attention import mosaic_tpu, ntk_attention
-from pallas_kernels.ntk_attention.operands import Options
+from pallas_kernels.ntk_attention.operands import Operands, Options
 from tests._recompile import quick_jit
 from tests.pallas_kernels._flash import assert_close
 from tests.pallas_kernels._ladder import CALLS, lowered, tpu_interpreter
@@ -182,6 +182,18 @@ def test_lowers_for_a_tpu(dtype, num_features, heads):
 def test_kernel_says_why_it_cannot(dtype, options, reason):
   x = structs(dtype, 1000, everything=True)._replace(mask=None)
   assert reason in str(mosaic_tpu.supports(x, Options(0.1, **options)))
+
+
+def test_kernel_refuses_heads_that_do_not_fit():
+  narrow, shape = (
+    functools.partial(jax.ShapeDtypeStruct, dtype=jnp.dtype(dtype))
+    for dtype in ("bfloat16", "float32")
+  )
+  query, key = narrow((1, 256, 32, 128)), narrow((1, 256, 1, 128))
+  prefix = shape((1, 256, 32, 128)), shape((32, 128, 128)), shape((32, 128))
+  x = Operands(query, key, key, *prefix)
+  reason = mosaic_tpu.supports(x, Options(1.0))
+  assert "use fewer heads of query to one of key" in str(reason)
 
 
 @pytest.mark.parametrize(
