@@ -62,18 +62,20 @@ def kernels_of(
   # A program that was compiled before would leave nothing to read.
   jax.clear_caches()
   text = compiled_for(device, fn, *structs).as_text()
-  found = {}
-  for line in text.splitlines():
-    match = _KERNEL.search(line)
-    if match is None or match[3] != CALLS[platform]:
-      continue
-    if tpu:
-      found[match[1]] = _bundles(dump, match[1]) | {
-        "vmem": int(_VMEM.findall(line)[0])
-      }
-    else:
-      found[f"{len(found)}"] = _registers(dump, len(found))
-  return found
+  lines = [m for m in map(_KERNEL.search, text.splitlines()) if m is not None]
+  lines = [m for m in lines if m[3] == CALLS[platform]]
+  if not lines:
+    raise ValueError(f"there is no kernel for {platform} in the program")
+  if tpu:
+    return {
+      m[1]: _bundles(dump, m[1])
+      | {"vmem": int(_VMEM.findall(m.string)[0])}
+      for m in lines
+    }  # fmt: skip
+  # Kernels that are the same one are compiled once.
+  paths = dump.glob("*.ptxas")
+  said = sorted(paths, key=lambda path: int(path.stem.split("_")[-1]))
+  return {f"{i + 1} of {len(said)}": _registers(x) for i, x in enumerate(said)}
 
 
 def _bundles(dump: pathlib.Path, name: str) -> Figures:
@@ -95,10 +97,8 @@ def _bundles(dump: pathlib.Path, name: str) -> Figures:
   }
 
 
-def _registers(dump: pathlib.Path, number: int) -> Figures:
-  """From what ptxas says, and from how the host launches the kernel."""
-  paths = dump.glob("*.ptxas")
-  said = sorted(paths, key=lambda path: int(path.stem.split("_")[-1]))[number]
+def _registers(said: pathlib.Path) -> Figures:
+  """From what ptxas said, and from how the host launches the kernel."""
   text = said.read_text()
   launch = r"@mosaic_gpu_launch_kernel\((?:[^,]*,){10} i32 (\d+)"
   host = said.with_suffix(".ll").read_text()

@@ -116,6 +116,9 @@ as these do not hide copies from memory: that is left to the cache between.
 and tiles that come. The {small_words} words that this leaves of VMEM give
 {small_block} rows and columns; as a power of two, {small_power}.
 
+* **ReLU and NTK-Attention** move what exact attention moves, and a few numbers
+for each query more: they take its blocks.
+
 * **Polynomial attention** moves each operand once a pass, whatever the chunk:
 what counts is bundles for a token, and what fits.
 

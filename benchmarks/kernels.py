@@ -9,6 +9,7 @@ Another operation, or another platform of one, is a line in ``SUBJECTS``; one
 that takes other operands needs a function that makes those, too.
 """
 
+import dataclasses
 import functools
 import importlib
 import importlib.metadata
@@ -27,11 +28,14 @@ from benchmarks import _compilers, _kernel_words
 from pallas_kernels.flash_attention import BlockSizes
 from pallas_kernels.flash_attention import config as flash_config
 from pallas_kernels.flash_attention import operands as flash
+from pallas_kernels.ntk_attention import operands as ntk
 from pallas_kernels.polynomial_attention import config as polynomial_config
 from pallas_kernels.polynomial_attention import operands as polynomial
 from pallas_kernels.relu_attention import operands as relu
 from pallas_kernels.small_cache_attention import config as small_config
 from pallas_kernels.small_cache_attention import operands as small
+from pallas_kernels.tensor_attention import config as tensor_config
+from pallas_kernels.tensor_attention import operands as tensor
 
 RESULTS = pathlib.Path(__file__).parent / "KERNELS.md"
 _LENGTH, _HEADS, _DIM = 16384, 4, 128
@@ -91,6 +95,11 @@ def _twice(*results: Any) -> tuple[Any, ...]:
   return *results, *results
 
 
+def _outputs_twice(out: Any, lse: Any) -> tuple[Any, ...]:
+  """Of the outputs alone."""
+  return out, lse, out
+
+
 def _blocks(sizes: Sizes) -> BlockSizes:
   return BlockSizes(*sizes, *sizes)
 
@@ -112,14 +121,10 @@ def _relu(sizes: Sizes) -> Case:
 
 def _small(sizes: Sizes) -> Case:
   (block,) = sizes
-
-  def bars(out: Any, lse: Any) -> tuple[Any, ...]:
-    return out, lse, out
-
   x = small.Operands(*_tokens(1, 1024))
   work = block * block * small_config.depth(block) / 1e6
   options = small.Options(block_size=block)
-  return Case(x, options, bars, work, "10^6 multiply-adds")
+  return Case(x, options, _outputs_twice, work, "10^6 multiply-adds")
 
 
 def _polynomial(sizes: Sizes) -> Case:
@@ -140,6 +145,28 @@ def _polynomial(sizes: Sizes) -> Case:
   return Case(x, options, bars, chunk, "token")
 
 
+def _ntk(sizes: Sizes) -> Case:
+  number = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+  features, state = (1, _LENGTH, _HEADS, 512), (_HEADS, 512, _DIM)
+  prefix = number(features), number(state), number(state[:2])
+  options = ntk.Options(0.1, block_sizes=_blocks(sizes))
+  work = sizes[0] * sizes[1] / 1000
+  x = ntk.Operands(*_tokens(), *prefix)
+  return Case(x, options, _twice, work, "1000 scores")
+
+
+def _tensor(sizes: Sizes) -> Case:
+  query, narrow, _ = _tokens()
+  wide = jax.ShapeDtypeStruct(narrow.shape, jnp.float32)
+  x = tensor.Operands(query, wide, narrow, wide, narrow)
+  q, k2 = sizes
+  blocks = dataclasses.replace(
+    tensor_config.TPU, block_q=q, block_k2=k2, block_q_bwd=q, block_k2_bwd=k2
+  )
+  options = tensor.Options(block_sizes=blocks)
+  return Case(x, options, _outputs_twice, q * k2 / 1000, "1000 scores")
+
+
 def _pair(sizes: BlockSizes) -> Sizes:
   return sizes.block_q, sizes.block_k
 
@@ -147,6 +174,7 @@ def _pair(sizes: BlockSizes) -> Sizes:
 _TPU, _GPU = _pair(flash_config.TPU), _pair(flash_config.GPU)
 _TPU_TILES = (256, 256), (512, 512), (512, 1024), (1024, 512), (1024, 1024)
 _GPU_TILES = (64, 64), (64, 128), (128, 64)
+_TENSOR = tensor_config.TPU.block_q, tensor_config.TPU.block_k2
 _SMALL, _CHUNK = (small_config.BLOCK_SIZE,), (polynomial_config.TPU_CHUNK,)
 
 SUBJECTS = (
@@ -155,8 +183,16 @@ SUBJECTS = (
   Subject(
     "polynomial_attention", "tpu", _CHUNK, ((128,), (256,), (512,)), _polynomial
   ),
+  Subject("ntk_attention", "tpu", _TPU, ((512, 512), (1024, 512)), _ntk),
+  Subject(
+    "tensor_attention", "tpu", _TENSOR, ((256, 256), (256, 512)), _tensor
+  ),
   Subject("small_cache_attention", "tpu", _SMALL, ((256,), (512,)), _small),
   Subject("flash_attention", "cuda", _GPU, _GPU_TILES, _flash),
+  Subject("relu_attention", "cuda", _GPU, _GPU_TILES, _relu),
+  Subject("ntk_attention", "cuda", _GPU, _GPU_TILES, _ntk),
+  # As many tokens as features.
+  Subject("polynomial_attention", "cuda", (640,), ((128,),), _polynomial),
 )
 
 
@@ -190,7 +226,8 @@ def _figures(subject: Subject) -> list[Any]:
       found = _compilers.kernels_of(subject.platform, fn, *args)
       for kernel, figures in found.items():
         kernel = kernel.removeprefix(f"{subject.operation}_")
-        kernel = kernel if kind == "tpu" else name
+        if kind == "gpu":
+          kernel = f"{name} ({kernel})" if len(found) > 1 else name
         rows.append([sizes, kernel, figures])
       print(subject.operation, sizes, name, file=sys.stderr, flush=True)
   return rows
@@ -290,6 +327,8 @@ float32 with heads of 32; for small caches there is one head of 1024.
 * *VMEM*: what the compiler set aside for scratch and blocks.
 * *registers*: of a thread, at most 255; *shared memory*: of a block, at most
   227 KiB.
+* *1 of 3*: of the kernels of a pass, as they were compiled. One that is the
+  same as one above, as those of NTK-Attention's gradient, is not there again.
 """
 
 

@@ -73,7 +73,7 @@ def _best(
   for entry in branches.values():
     for b in (entry,) if isinstance(entry, Branch) else entry:
       if b.platform is not None and b.unsupported is None:
-        if b.platform != "cuda" or _is_hopper():
+        if b.platform != "cuda" or gpu_reason() is None:
           offered[b.platform] = b.fn
   xla = branches["xla"]
   assert isinstance(xla, Branch)
@@ -90,6 +90,12 @@ def _kernel_of_platform(
   xla, kernels = branches["xla"], branches[implementation]
   assert isinstance(xla, Branch)
   assert not isinstance(kernels, Branch)
+  # Without any GPU, this may be compiled for another machine.
+  if jax.default_backend() == "gpu" and (reason := gpu_reason()):
+    kernels = [
+      b._replace(unsupported=reason) if b.platform == "cuda" else b
+      for b in kernels
+    ]
   reasons = [b.unsupported for b in kernels]
   if None not in reasons:
     raise NotImplementedError(
@@ -130,12 +136,17 @@ def _cannot_run(implementation: str, reason: str) -> str:
   return f"implementation={implementation!r} cannot run here: {reason}"
 
 
-def _is_hopper() -> bool:
-  """Whether the default device is a GPU that kernels are written for."""
-  if jax.default_backend() != "gpu":
-    return False
-  capability = getattr(jax.local_devices()[0], "compute_capability", "0")
-  return float(capability) >= 9
+def gpu_reason() -> str | None:
+  """Why the first device cannot run kernels for GPUs; None if it can."""
+  device = jax.local_devices()[0]
+  if device.platform != "gpu":
+    return "it needs an NVIDIA GPU"
+  # On ROCm this is a name.
+  capability = str(getattr(device, "compute_capability", "none"))
+  # Kernels multiply by instructions of sm_90a, which has no successors.
+  if capability.split(".")[0] == "9":
+    return None
+  return f"it needs a GPU of compute capability 9, got {capability}"
 
 
 # The identity, which no platform can compile: only then is it known that a

@@ -1,5 +1,7 @@
 """The dispatcher: None never fails, a name runs or says why it cannot."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -100,6 +102,30 @@ def test_name_that_one_platform_cannot_run_says_why_there():
   branches = _by_platform(tpu="it is odd", cuda="it is odd")
   with pytest.raises(NotImplementedError, match=r"run here: it is odd(?!;)"):
     jax.eval_shape(lambda x: dispatch("kernels", branches, x), jnp.ones(3))
+
+
+@pytest.mark.parametrize(
+  ("capability", "runs"),
+  [("7.5", False), ("9.0", True), ("10.0", False), ("gfx90a", False)],
+)
+def test_kernels_for_gpus_are_for_compute_capability_9(
+  monkeypatch, capability, runs
+):
+  device = types.SimpleNamespace(platform="gpu", compute_capability=capability)
+  monkeypatch.setattr(jax, "local_devices", lambda: [device])
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  kernel = Branch(jnp.tanh, platform="cuda")
+  branches = {"xla": Branch(jnp.sin), "kernels": (kernel,)}
+  taken = _operations(branches, "cuda")
+  assert taken == ({"kernel"} if runs else {"xla"})
+  if runs:
+    assert _operations(branches, "cuda", "kernels") == {"kernel"}
+  else:
+    with pytest.raises(
+      NotImplementedError,
+      match=rf"here: it needs a GPU of compute capability 9, got {capability}",
+    ):
+      _operations(branches, "cuda", "kernels")
 
 
 def test_unknown_name_lists_the_known_ones():

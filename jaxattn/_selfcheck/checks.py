@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxattn._dispatch import gpu_reason
 from jaxattn._selfcheck import operations as operations_lib
 from jaxattn._selfcheck.operations import OPERATIONS, Operation
 
@@ -78,10 +79,7 @@ def is_wrong(row: Row) -> bool:
 
 def how_kernels_run() -> str:
   """The implementation to check: compiled, or interpreted."""
-  device = jax.devices()[0]
-  capability = float(getattr(device, "compute_capability", "0"))
-  is_hopper = device.platform == "gpu" and capability >= 9
-  compiled = is_hopper or device.platform == "tpu"
+  compiled = jax.default_backend() == "tpu" or gpu_reason() is None
   return "pallas" if compiled else "pallas_interpret"
 
 
