@@ -373,48 +373,27 @@ def _ask(state: Any, query: Any, scale: Any) -> Any:
   return moment_query(state, query, radius=3.0, scale=scale)
 
 
-def interpreted_attention(
-  query: Any,
-  key: Any,
-  value: Any,
-  *,
-  scale: Any = None,
-  is_causal: bool = False,
-  mask: Any = None,
-) -> Any:
-  """Exact attention by its kernels, interpreted."""
-  return softmax_attention(
-    query,
-    key,
-    value,
-    mask=mask,
-    scale=scale,
-    is_causal=is_causal,
-    block_sizes=BlockSizes(7, 5, 6, 4),
-    implementation="pallas_interpret",
-  )
+def _interpreted(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+  """``fn`` by its kernels; of its options, those that hide and scale logits."""
 
+  def run(*arrays: Any, **more: Any) -> Any:
+    return fn(*arrays, implementation="pallas_interpret", **options, **more)
 
-def interpreted_relu_attention(
-  query: Any,
-  key: Any,
-  value: Any,
-  *,
-  scale: Any = None,
-  is_causal: bool = False,
-  mask: Any = None,
-) -> Any:
-  """ReLU attention by its kernels, interpreted."""
-  return relu_attention(
-    query,
-    key,
-    value,
-    mask=mask,
-    scale=scale,
-    is_causal=is_causal,
-    implementation="pallas_interpret",
-    **_relu_options(0),
-  )
+  signature = inspect.signature(fn)
+  kept = [
+    parameter
+    for name, parameter in signature.parameters.items()
+    if parameter.default is parameter.empty
+    or name in ("scale", "is_causal")
+    or name.startswith(("mask", "key_mask"))
+  ]
+  kept = [p for p in kept if p.name not in options]
+  # A mask of keys is instead of one of pairs, which is there to be refused.
+  if "key_mask" in signature.parameters:
+    kept = [p for p in kept if p.name != "mask"]
+  run.__signature__ = signature.replace(parameters=kept)  # type: ignore
+  run.__name__ = f"interpreted_{fn.__name__}"
+  return run
 
 
 def interpreted_ntk_attention(
@@ -436,56 +415,6 @@ def interpreted_ntk_attention(
     mask=mask,
     scale=scale,
     is_causal=is_causal,
-    implementation="pallas_interpret",
-  )
-
-
-def interpreted_polynomial_attention(
-  query: Any,
-  key: Any,
-  value: Any,
-  *,
-  scale: Any = None,
-  is_causal: bool = False,
-  key_mask: Any = None,
-) -> Any:
-  """Polynomial attention by its kernels, interpreted."""
-  return polynomial_attention(
-    query,
-    key,
-    value,
-    key_mask=key_mask,
-    scale=scale,
-    is_causal=is_causal,
-    implementation="pallas_interpret",
-    **_polynomial_options(0),
-  )
-
-
-def interpreted_tensor_attention(
-  query: Any,
-  key1: Any,
-  key2: Any,
-  value1: Any,
-  value2: Any,
-  *,
-  scale: Any = None,
-  is_causal: bool = False,
-  key_mask1: Any = None,
-  key_mask2: Any = None,
-) -> Any:
-  """Exact attention to pairs by its kernels, interpreted."""
-  return tensor_attention(
-    query,
-    key1,
-    key2,
-    value1,
-    value2,
-    key_mask1=key_mask1,
-    key_mask2=key_mask2,
-    scale=scale,
-    is_causal=is_causal,
-    chunk_size=7,
     implementation="pallas_interpret",
   )
 
@@ -684,7 +613,7 @@ _ALL = (
     in_pairs=True,
   ),
   Member(
-    fn=interpreted_attention,
+    fn=_interpreted(softmax_attention, block_sizes=BlockSizes(7, 5, 6, 4)),
     oracle=_softmax_oracle,
     options=lambda num_keys: {},
     effects={"mask": _MASK, "scale": 0.25, "is_causal": True},
@@ -693,7 +622,7 @@ _ALL = (
     adapted=True,
   ),
   Member(
-    fn=interpreted_relu_attention,
+    fn=_interpreted(relu_attention, **_relu_options(0)),
     oracle=_relu_oracle,
     options=lambda num_keys: {},
     effects={"mask": _MASK, "scale": 0.25, "is_causal": True},
@@ -712,7 +641,7 @@ _ALL = (
     adapted=True,
   ),
   Member(
-    fn=interpreted_polynomial_attention,
+    fn=_interpreted(polynomial_attention, **_polynomial_options(0)),
     oracle=_polynomial_oracle,
     options=lambda num_keys: {},
     effects={"scale": 0.25, "is_causal": True, "key_mask": _KEY_MASK},
@@ -721,7 +650,7 @@ _ALL = (
     unmapped=True,
   ),
   Member(
-    fn=interpreted_tensor_attention,
+    fn=_interpreted(tensor_attention, chunk_size=7),
     oracle=_tensor_oracle,
     options=lambda num_keys: {},
     effects={
