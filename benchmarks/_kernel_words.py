@@ -116,11 +116,20 @@ as these do not hide copies from memory: that is left to the cache between.
 and tiles that come. The {small_words} words that this leaves of VMEM give
 {small_block} rows and columns; as a power of two, {small_power}.
 
-* **ReLU and NTK-Attention** move what exact attention moves, and a few numbers
-for each query more: they take its blocks.
+* **ReLU attention** moves what exact attention moves, and a few numbers for
+each query more: it takes its blocks. So does NTK-Attention, which also moves
+the features of a query once, and the state once for each block of queries.
 
-* **Polynomial attention** moves each operand once a pass, whatever the chunk:
-what counts is bundles for a token, and what fits.
+* **Tensor attention.** A tile is one of exact attention, to keys that are
+paired where they are. Bundles for a score fall with either side, and what
+leaves registers grows; gradients of queries and of first keys stay in VMEM
+besides.
+
+* **Polynomial attention** moves each operand once a pass, whatever the chunk.
+On a TPU chunks of 512 need 1 % fewer bundles than the default and twice its
+memory, which more features need. On a GPU each chunk has a state in memory:
+with as many tokens as features, states take no more room than what tokens
+carry.
 
 Floating-point operations for each byte moved, {length} queries and keys of 16
 bits. Copies are hidden from so many on: {balance}."""

@@ -69,6 +69,16 @@ def has_explicit_axes(x: jax.Array) -> bool:
   return AxisType.Explicit in typeof(x).sharding.mesh.axis_types
 
 
+def is_sharded_by_compiler(*arrays: Any) -> bool:
+  """Whether an array lies on devices of which a kernel is not told."""
+  for x in arrays:
+    mesh = typeof(x).sharding.mesh
+    for kind, size in zip(mesh.axis_types, mesh.axis_sizes, strict=True):
+      if kind == AxisType.Auto and size > 1:
+        return True
+  return False
+
+
 def over_explicit_axes(
   fn: Callable[..., Any], query: jax.Array
 ) -> Callable[..., Any]:

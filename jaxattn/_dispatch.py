@@ -77,7 +77,8 @@ def _best(
           offered[b.platform] = b.fn
   xla = branches["xla"]
   assert isinstance(xla, Branch)
-  if not offered:
+  # Neither platform's compiler cuts a kernel into shards.
+  if not offered or _compat.is_sharded_by_compiler(*jax.tree.leaves(operands)):
     return xla.fn(*operands)
   return lax.platform_dependent(*operands, default=xla.fn, **offered)
 
@@ -90,6 +91,9 @@ def _kernel_of_platform(
   xla, kernels = branches["xla"], branches[implementation]
   assert isinstance(xla, Branch)
   assert not isinstance(kernels, Branch)
+  if _compat.is_sharded_by_compiler(*jax.tree.leaves(operands)):
+    needed = "what is on several devices needs jax.shard_map around the call"
+    raise NotImplementedError(_cannot_run(implementation, needed))
   # Without any GPU, this may be compiled for another machine.
   if jax.default_backend() == "gpu" and (reason := gpu_reason()):
     kernels = [

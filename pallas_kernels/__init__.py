@@ -2,12 +2,14 @@
 
 One folder an operation, and in each folder:
 
-* ``config.py``: frozen, validated block sizes, as plain numbers.
+* ``config.py``: frozen, validated block sizes, as plain numbers; ReLU attention
+  takes those of exact attention.
 * ``operands.py``: what the pieces take: ``Operands`` (arrays), ``Options``
   (static, hashable) and ``Gradients``.
 * ``reference.py``: the dense formula that every implementation must equal.
-* ``mosaic_tpu.py``, ``mosaic_gpu.py``: ``supports(operands, options) -> reason
-  | None``, ``forward(operands, options) -> (out, residual)`` and
+* ``mosaic_tpu.py``, and for four operations ``mosaic_gpu.py``:
+  ``supports(operands, options) -> reason | None``,
+  ``forward(operands, options) -> (out, residual)`` and
   ``backward(operands, options, out, residual, *cotangents) -> Gradients``.
 * ``api.py``: the public function: validates, and runs the implementation that
   the caller names, with its gradient.

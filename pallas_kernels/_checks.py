@@ -41,6 +41,8 @@ def check_heads(
       raise ValueError(
         f"{name} must be floating of 4 dimensions, got {x.dtype} {x.shape}"
       )
+    if 0 in x.shape:
+      raise ValueError(f"{name} must hold numbers, got shape {x.shape}")
     if x.dtype != query.dtype:
       raise ValueError(
         f"query, {key_name} and {value_name} must have one dtype, got {name} "

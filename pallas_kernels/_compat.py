@@ -13,10 +13,12 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.experimental.pallas import tpu as pltpu
 
 __all__ = [
+  "block_ids",
   "gpu_interpreter",
   "gpu_load",
   "gpu_races_found",
   "gpu_store",
+  "grid_name",
   "out_struct",
   "pl",
   "plgpu",
@@ -51,6 +53,16 @@ def vary_with(x: jax.Array, operands: Any) -> jax.Array:
   """``x``, which was made from ``operands`` by code that forgets their axes."""
   missing = tuple(sorted(varying_axes(operands) - varying_axes(x)))
   return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
+def grid_name(axis: str) -> str:
+  """Name of a grid's axis that no mesh has: JAX asks for those first."""
+  return f"pallas_kernels.{axis}"
+
+
+def block_ids(*axes: str) -> tuple[jax.Array, ...]:
+  """Which block this is, along axes that ``grid_name`` named."""
+  return tuple(jax.lax.axis_index(grid_name(axis)) for axis in axes)
 
 
 def tpu_races_found() -> bool:

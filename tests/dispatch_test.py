@@ -1,10 +1,13 @@
 """The dispatcher: None never fails, a name runs or says why it cannot."""
 
+import functools
 import types
 
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxattn._dispatch import Branch, dispatch
 
@@ -126,6 +129,30 @@ def test_kernels_for_gpus_are_for_compute_capability_9(
       match=rf"here: it needs a GPU of compute capability 9, got {capability}",
     ):
       _operations(branches, "cuda", "kernels")
+
+
+def test_kernels_are_not_sharded_by_the_compiler():
+  mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,))
+  sharding = NamedSharding(mesh, P("x"))
+  x = jax.ShapeDtypeStruct((4,), jnp.float32, sharding=sharding)
+  kernel = Branch(jnp.tanh, platform="tpu")
+  branches = {"xla": Branch(jnp.sin), "kernels": (kernel,)}
+
+  def program(implementation, wrap):
+    run = functools.partial(dispatch, implementation, branches)
+    traced = jax.jit(wrap(run)).trace(x)
+    return traced.lower(lowering_platforms=("tpu",)).as_text()
+
+  mapped = functools.partial(
+    jax.shard_map, mesh=mesh, in_specs=P("x"), out_specs=P("x")
+  )
+  assert "stablehlo.sine" in program(None, lambda run: run)
+  assert "stablehlo.tanh" in program(None, mapped)
+  assert "stablehlo.tanh" in program("kernels", mapped)
+  with pytest.raises(
+    NotImplementedError, match=r"here: .* needs jax.shard_map"
+  ):
+    program("kernels", lambda run: run)
 
 
 def test_unknown_name_lists_the_known_ones():

@@ -168,15 +168,26 @@ def test_compiled_kernels_are_timed_against_the_best_peer(compiled):
   assert row.verdict == "ok"
 
 
-@pytest.mark.parametrize(
-  "operation", operations.OPERATIONS, ids=lambda o: o.name
-)
-def test_a_platform_without_the_kernel_is_told(compiled, operation):
-  small = tuple(
+def _small(operation):
+  return tuple(
     (1, 16, *shape[2:]) if len(shape) == 4 else shape
     for shape in operation.tiny
   )
-  for verdict in _verdicts(operation._replace(shapes=small)):
+
+
+_ALL = pytest.mark.parametrize(
+  "operation", operations.OPERATIONS, ids=lambda o: o.name
+)
+
+
+@_ALL
+def test_an_operation_is_what_its_reference_says(operation):
+  assert _verdicts(operation._replace(tiny=_small(operation))) == ["ok", "ok"]
+
+
+@_ALL
+def test_a_platform_without_the_kernel_is_told(compiled, operation):
+  for verdict in _verdicts(operation._replace(shapes=_small(operation))):
     assert verdict.startswith("not supported: it needs a TPU")
 
 

@@ -30,6 +30,8 @@ from jaxattn.softmax._tiles import Band
 from pallas_kernels.flash_attention import BlockSizes
 
 _IMPLEMENTATIONS = (None, "xla", "pallas", "pallas_interpret", "cudnn")
+# A window of any length that is in use: more does not fit where it is added.
+_WIDEST = 1 << 30
 
 
 @overload
@@ -193,9 +195,9 @@ def _band(is_causal: bool, window: int | tuple[int, int] | None) -> Band:
         "local_window_size must be an integer or a pair (left, right), got "
         f"{window!r}"
       )
-    before, after = sides
     for side in sides:
       _checks.check_integer("local_window_size", side, 0, None)
+    before, after = (min(side, _WIDEST) for side in sides)
   return Band(before, 0 if is_causal else after)
 
 

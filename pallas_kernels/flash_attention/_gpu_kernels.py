@@ -12,19 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pallas_kernels._compat import pl, plgpu
+from pallas_kernels._compat import block_ids, pl, plgpu
 from pallas_kernels.flash_attention import _blocks
 from pallas_kernels.flash_attention._blocks import Plan
 
 SLOTS = 2
 
 
-def ids() -> tuple[Any, Any, Any]:
-  return (
-    lax.axis_index("batch"),
-    lax.axis_index("head"),
-    lax.axis_index("block"),
-  )
+def ids() -> tuple[Any, ...]:
+  """Batch element, head and block."""
+  return block_ids("batch", "head", "block")
 
 
 def column(x: jax.Array, shape: tuple[int, int]) -> jax.Array:

@@ -121,4 +121,5 @@ def _window(size: Any) -> tuple[int | None, int | None]:
       "local_window_size must be an integer >= 0 or a pair (left, right) of "
       f"those, got {size!r}"
     )
-  return sides
+  # Positions are int32, and so are those at the ends of a window.
+  return min(sides[0], 1 << 30), min(sides[1], 1 << 30)

@@ -53,7 +53,10 @@ _TPU_LANES = 128
 
 
 # On a GPU: a warp group multiplies 64 rows at a time.
-GPU = BlockSizes(64, 64, 64, 64)
+_GPU_ROWS = 64
+GPU = BlockSizes(_GPU_ROWS, _GPU_ROWS, _GPU_ROWS, _GPU_ROWS)
+# Blocks along the second and the third axis of a grid.
+_GPU_BLOCKS = 65535
 GPU_HEAD = 64
 _GPU_MAX_HEAD = 128
 
@@ -70,6 +73,16 @@ def gpu_reason(x: "Operands", options: "Options") -> str | None:
       return (
         f"the GPU kernel takes head sizes up to {_GPU_MAX_HEAD}, got "
         f"{y.shape[3]} in {name}"
+      )
+    if y.shape[1] > _GPU_BLOCKS * _GPU_ROWS:
+      return (
+        f"the GPU kernel takes up to {_GPU_BLOCKS * _GPU_ROWS} tokens, got "
+        f"{y.shape[1]} in {name}"
+      )
+    if y.shape[2] > _GPU_BLOCKS:
+      return (
+        f"the GPU kernel takes up to {_GPU_BLOCKS} heads, got {y.shape[2]} in "
+        f"{name}"
       )
   sizes = gpu_block_sizes(options)
   for field in dataclasses.fields(BlockSizes):
@@ -135,7 +148,7 @@ def tpu_reason(x: "Operands", options: "Options") -> str | None:
         f"block_q{end}={block_q} queries of {x.query.shape[2]} heads on "
         f"{x.key.shape[2]} with head sizes {x.query.shape[3]} and "
         f"{x.value.shape[3]} do not fit into the {_TPU_VMEM >> 20} MiB of a "
-        f"TPU's VMEM with any block_k{end}: use a smaller block_q{end}"
+        f"TPU's VMEM with any block_k{end}: use {_smaller(x, block_q, end)}"
       )
     if fits != block_k:
       return (
@@ -144,6 +157,13 @@ def tpu_reason(x: "Operands", options: "Options") -> str | None:
         f"which has {_TPU_VMEM >> 20}: use block_k{end}={fits}"
       )
   return None
+
+
+def _smaller(x: "Operands", block_q: int, end: str) -> str:
+  for size in range(_up(block_q, _TPU_LANES) - _TPU_LANES, 0, -_TPU_LANES):
+    if _tpu_bytes(x, size, _TPU_LANES, end) <= _TPU_VMEM:
+      return f"block_q{end}={size}"
+  return "smaller heads, or fewer heads of query to one of key"
 
 
 def tpu_bytes_left(x: "Operands", sizes: BlockSizes) -> int:

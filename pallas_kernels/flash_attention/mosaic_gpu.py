@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels._batching import fold_batch
-from pallas_kernels._compat import plgpu, vary_with
+from pallas_kernels._compat import grid_name, plgpu, vary_with
 from pallas_kernels.flash_attention import _blocks, config
 from pallas_kernels.flash_attention._gpu_kernels import (
   SLOTS,
@@ -237,6 +237,6 @@ class Call:
       ),
       interpret=self.interpret,
       grid=grid,
-      grid_names=("block", "head", "batch"),
+      grid_names=tuple(map(grid_name, ("block", "head", "batch"))),
     )(self.bounds, *inputs)
     return [vary_with(y, (self.bounds, inputs)) for y in results]

@@ -56,9 +56,11 @@ def tpu_reason(x: Operands, options: Options) -> str | None:
     return None
   change = _that_fit(x, options, sizes)
   if not _fits(x, options, change, _TPU_LANES):
-    advice = "a smaller block_q"
-    if sizes.block_q == _TPU_LANES:
-      advice = "fewer heads of query to one of key"
+    advice = "fewer heads of query to one of key"
+    for block_q in range(_TPU_LANES, sizes.block_q, _TPU_LANES):
+      fewer = dataclasses.replace(change, block_q=block_q)
+      if _fits(x, options, fewer, _TPU_LANES):
+        advice = f"block_q={block_q}"
   elif change == sizes:
     advice = f"block_features={_TPU_LANES}"
   else:

@@ -15,7 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pallas_kernels._compat import gpu_load, gpu_store, pl, plgpu
+from pallas_kernels._compat import (
+  block_ids,
+  gpu_load,
+  gpu_store,
+  pl,
+  plgpu,
+)
 from pallas_kernels._products import LAST, dot
 from pallas_kernels.flash_attention._gpu_kernels import fetch_once, store
 
@@ -228,7 +234,7 @@ def moments(tile: Tile, inputs: Any, outputs: Any, buffers: Buffers) -> None:
   rows, out = buffers.work
   tile.untiled(tokens, rows)
   tile.clear(rows)
-  p, chunk, block = map(lax.axis_index, ("pair", "chunk", "block"))
+  p, chunk, block = block_ids("pair", "chunk", "block")
   low = chunk * np.int32(tile.tiles)
   each = lax.min(np.int32(tile.tiles), np.int32(tile.num_tiles) - low)
 
@@ -264,7 +270,7 @@ def _from_state(
   tile: Tile, state_refs: Any, buffers: Buffers, step: Any, carry: Any
 ) -> Any:
   """Folds ``step(block, state, carry)`` over the blocks of a tile's state."""
-  p, i = lax.axis_index("pair"), lax.axis_index("tile")
+  p, i = block_ids("pair", "tile")
   chunk = lax.div(i, np.int32(tile.tiles))
   blocks = np.int32(state_refs[0].shape[2] // FEATURES)
   high = lax.select(chunk == np.int32(tile.empty), np.int32(0), blocks)
@@ -282,7 +288,7 @@ def _from_state(
 
 def _place(size: int) -> tuple[Any, Any, Any]:
   """Pair, head and tokens of a tile of ``size``."""
-  p, g, i = map(lax.axis_index, ("pair", "head", "tile"))
+  p, g, i = block_ids("pair", "head", "tile")
   return p, g, pl.ds(i * np.int32(size), size)
 
 
@@ -359,7 +365,7 @@ def _meet(
 
   ``own`` are its tokens; ``add(carry, logits, seen, tokens, carried)``.
   """
-  p, i = lax.axis_index("pair"), lax.axis_index("tile")
+  p, i = block_ids("pair", "tile")
   first = lax.div(i, np.int32(tile.tiles)) * np.int32(tile.tiles)
   last = lax.min(first + np.int32(tile.tiles), np.int32(tile.num_tiles))
   low, high = (i, last) if keys else (first, i + np.int32(1))

@@ -1,5 +1,6 @@
 """How many tokens the kernels of polynomial attention take at a time."""
 
+import math
 from typing import Any
 
 from pallas_kernels._products import accumulator
@@ -15,6 +16,8 @@ GPU_TILE = 128
 _GPU_MAX_HEAD = 128
 _GPU_SHARED = 227 * 2**10
 _GPU_ALIGN = 1024
+# Blocks along the second and the third axis of a grid; tokens of the smallest.
+_GPU_BLOCKS, _GPU_PAIRS = 65535, 64
 
 
 def chunk_size(x: Operands, options: Options, *, exact: bool) -> int:
@@ -51,7 +54,7 @@ def tpu_reason(x: Operands, options: Options) -> str | None:
     return (
       f"{len(options.weights)} features of head size {x.key.shape[1]} and "
       f"degree {options.degree} need {_mebibytes(needed)} MiB of a TPU's VMEM, "
-      f"which has {_TPU_VMEM >> 20}: use a smaller degree"
+      f"which has {_TPU_VMEM >> 20}: use {_smaller(x, options)}"
     )
   if fits != size:
     return (
@@ -81,6 +84,12 @@ def gpu_reason(x: Operands, options: Options) -> str | None:
       f"chunk_size must be a multiple of {GPU_TILE} on a GPU, got {size}: use "
       f"{_up(size, GPU_TILE)}"
     )
+  for name, length in (("query", x.query.shape[3]), ("key", x.key.shape[2])):
+    if length > _GPU_BLOCKS * _GPU_PAIRS:
+      return (
+        f"the GPU kernel takes up to {_GPU_BLOCKS * _GPU_PAIRS} tokens, got "
+        f"{length} in {name}"
+      )
   query, value = x.key.shape[1], x.value.shape[1] - 1
   for name, size in (("query", query), ("value", value)):
     if size > _GPU_MAX_HEAD:
@@ -133,6 +142,16 @@ def _gpu_bytes(query: int, value: int) -> int:
     gpu_bytes([*pull, state, state]),
     gpu_bytes([2 * local] * 4 + [4 * local]),
   )
+
+
+def _smaller(x: Operands, options: Options) -> str:
+  dim = x.key.shape[1]
+  for degree in range(options.degree - 1, -1, -1):
+    weights = (0.0,) * math.comb(dim + degree, degree)
+    fewer = options._replace(weights=weights, degree=degree)
+    if _tpu_bytes(x, fewer, _TPU_LANES) <= _TPU_VMEM:
+      return f"degree={degree}"
+  return "smaller heads"
 
 
 def _chunk_that_fits(x: Operands, options: Options, size: int) -> int:

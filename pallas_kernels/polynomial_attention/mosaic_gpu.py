@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax
 
 from pallas_kernels._batching import fold_batch
-from pallas_kernels._compat import plgpu, vary_with
+from pallas_kernels._compat import grid_name, plgpu, vary_with
 from pallas_kernels._products import precision_of
 from pallas_kernels.polynomial_attention import _gpu_kernels, config
 from pallas_kernels.polynomial_attention._gpu_kernels import (
@@ -424,7 +424,7 @@ class _Call:
       ),
       interpret=self.interpret,
       grid=(*grid.values(), self.pairs),
-      grid_names=(*grid, "pair"),
+      grid_names=tuple(map(grid_name, (*grid, "pair"))),
     )(*inputs)
     return [vary_with(y, inputs) for y in results]
 

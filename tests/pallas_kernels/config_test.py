@@ -1,6 +1,7 @@
 """Block sizes: plain validated numbers."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -11,7 +12,12 @@ from benchmarks import _kernel_words as words
 from jaxattn.attention import BlockSizes, softmax_attention
 from jaxattn.iocomplexity import block_sizes
 from pallas_kernels import flash_attention
-from pallas_kernels.flash_attention.config import GPU, TPU, tpu_block_sizes
+from pallas_kernels.flash_attention.config import (
+  GPU,
+  TPU,
+  tpu_block_sizes,
+  tpu_reason,
+)
 from pallas_kernels.flash_attention.operands import Operands, Options
 from pallas_kernels.small_cache_attention.config import BLOCK_SIZE
 from tests._recompile import no_recompilation
@@ -63,6 +69,34 @@ def test_default_blocks_cut_a_sequence_evenly(length, size):
   x = Operands(shape, shape, shape)
   sizes = tpu_block_sizes(x, Options(1.0), exact=False)
   assert sizes == BlockSizes(size, size, size, size)
+
+
+@pytest.mark.parametrize(
+  ("heads", "options", "advice"),
+  [
+    (
+      (2, 2),
+      Options(1.0, block_sizes=BlockSizes(block_q=8192)),
+      "block_q=6400",
+    ),
+    (
+      (128, 1),
+      Options(1.0),
+      "smaller heads, or fewer heads of query to one of",
+    ),
+  ],
+)
+def test_blocks_that_do_not_fit_come_with_a_size_that_does(
+  heads, options, advice
+):
+  shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
+  query, key = (shape((1, 16384, n, 128)) for n in heads)
+  x = Operands(query, key, key)
+  reason = tpu_reason(x, options)
+  assert "of a TPU's VMEM with any block_k: use " + advice in str(reason)
+  if "=" in advice:
+    sizes = BlockSizes(int(advice.split("=")[1]), 128, 128, 128)
+    assert tpu_reason(x, options._replace(block_sizes=sizes)) is None
 
 
 # --- defaults are those of the formulas ---

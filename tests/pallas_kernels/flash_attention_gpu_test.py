@@ -95,15 +95,38 @@ def test_lowers_for_a_gpu_also_under_vmap_and_shard_map():
   )
   text = lowered(jax.vmap(_gradients), *mapped, platform="cuda")
   assert text.count(f"@{CALLS['cuda']}") == 3
-  mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,))
+  # Named as an axis of the grid: a block must not take itself for a device.
+  mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,))
   sharded = jax.shard_map(
-    _gradients, mesh=mesh, in_specs=P("x"), out_specs=P("x")
+    _gradients, mesh=mesh, in_specs=P("batch"), out_specs=P("batch")
   )
   text = lowered(sharded, *args, platform="cuda")
   assert text.count(f"@{CALLS['cuda']}") == 3
+  assert "nvshmem" not in text
 
 
 # --- E: ptxas ---
+
+
+@pytest.mark.aot_cuda
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_large_blocks_a_window_and_lengths_compile_for_an_h100(head_dim):
+  shape = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float16)
+  lengths = jax.ShapeDtypeStruct((2,), jnp.int32)
+
+  def gradients(query, key, value, lengths):
+    def loss(*args):
+      out = softmax_attention(
+        *args, key_value_seq_lengths=lengths, local_window_size=(300, 20),
+        block_sizes=BlockSizes(128, 128, 128, 128), implementation="pallas",
+      )  # fmt: skip
+      return out.astype(jnp.float32).sum()
+
+    return jax.grad(loss, (0, 1, 2))(query, key, value)
+
+  x = shape((2, 1000, 2, head_dim))
+  text = compiled_for(cuda_device(), gradients, x, x, x, lengths).as_text()
+  assert text.count(f'target="{CALLS["cuda"]}"') == 3
 
 
 @pytest.mark.aot_cuda

@@ -84,6 +84,33 @@ def test_vmap_equals_a_loop():
     assert_close([y[i] for y in got], want, 1e-6)
 
 
+@pytest.mark.parametrize(
+  ("dtype", "tol"), [("float32", 2e-6), ("bfloat16", 2e-2)]
+)
+def test_equals_attention_of_jax(dtype, tol):
+  rng = np.random.default_rng(0)
+  shapes = (2, 24, 4, 8), (2, 40, 2, 8), (2, 40, 2, 8)
+  x = [jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes]
+  got = flash_attention(
+    *x,
+    is_causal=True,
+    block_sizes=BlockSizes(16, 16, 16, 16),
+    implementation="interpret",
+  )
+  want = jax.nn.dot_product_attention(*x, is_causal=True)
+  assert got.dtype == want.dtype
+  np.testing.assert_allclose(*(np.float64(y) for y in (got, want)), tol, tol)
+
+
+def test_a_window_may_be_wider_than_positions_are():
+  x = jnp.ones((1, 20, 1, 4))
+  wide, all_ = (
+    flash_attention(x, x, x, local_window_size=w, implementation="interpret")
+    for w in ((2**31, 2**40), None)
+  )
+  assert jnp.array_equal(wide, all_)
+
+
 @pytest.mark.parametrize("implementation", ["interpret", "reference"])
 def test_public_function_and_its_gradient(implementation):
   x, _ = case("segments", jnp.float64)
@@ -176,6 +203,7 @@ def test_kernel_says_why_it_cannot(change, options, reason):
     ({"bias": jnp.ones((1, 2, 4, 3))}, "bias must have 4 dimensions, each 1"),
     ({"mask": jnp.ones((1, 2, 4, 4))}, "mask must be boolean, got float64"),
     ({"segment_ids": jnp.ones((1, 4))}, "segment_ids must be integers (1, 4)"),
+    ({"query": jnp.ones((1, 0, 2, 8))}, "query must hold numbers, got shape"),
     ({"local_window_size": -1}, "local_window_size must be an integer >= 0"),
   ],
 )

@@ -99,14 +99,15 @@ def _inputs(length, head_dim=32, batch=(2,)):
 
 
 def test_lowers_for_a_gpu_under_vmap_and_shard_map():
-  mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,))
+  mesh = jax.make_mesh((2,), ("block",), axis_types=(AxisType.Auto,))
   sharded = jax.shard_map(
-    jax.vmap(_gradients), mesh=mesh, in_specs=P("x"), out_specs=P("x")
+    jax.vmap(_gradients), mesh=mesh, in_specs=P("block"), out_specs=P("block")
   )
   text = lowered(sharded, *_inputs(1000, batch=(2, 3)), platform="cuda")
   # Pairs inside of chunks; what they leave; what is read. Backward: the same of
   # queries, and of keys, whose cotangents and values' are read apart.
   assert text.count(f"@{CALLS['cuda']}") == 3 + 3 + 4
+  assert "nvshmem" not in text
 
 
 def test_the_largest_heads_fit():

@@ -271,7 +271,7 @@ def test_public_gradients_of_any_order_equal_those_of_the_scans():
     (
       {"h": 64, "degree": 3},
       "47905 features of head size 64 and degree 3 need 141 MiB of a TPU's "
-      "VMEM, which has 16: use a smaller degree",
+      "VMEM, which has 16: use degree=2",
     ),
   ],
 )

@@ -132,13 +132,14 @@ def test_lowers_under_vmap_and_shard_map():
   )
   text = lowered(jax.vmap(_gradients), *mapped, platform="cuda")
   assert text.count(f"@{CALLS['cuda']}") == 3
-  mesh = jax.make_mesh((2,), ("x",), axis_types=(AxisType.Auto,))
-  specs = *[P("x")] * 4, P()
+  mesh = jax.make_mesh((2,), ("block",), axis_types=(AxisType.Auto,))
+  specs = *[P("block")] * 4, P()
   sharded = jax.shard_map(
     _gradients, mesh=mesh, in_specs=specs, out_specs=specs
   )
   text = lowered(sharded, *args, platform="cuda")
   assert text.count(f"@{CALLS['cuda']}") == 3
+  assert "nvshmem" not in text
 
 
 # --- E: ptxas ---

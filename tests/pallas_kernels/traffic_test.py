@@ -10,6 +10,7 @@ import pytest
 from jaxattn.iocomplexity import blockspec_traffic, io_count
 from pallas_kernels._compat import pl
 from pallas_kernels.flash_attention import BlockSizes, flash_attention
+from pallas_kernels.ntk_attention import ntk_attention
 from pallas_kernels.polynomial_attention import polynomial_attention
 from pallas_kernels.polynomial_attention.operands import multinomial_weights
 from pallas_kernels.relu_attention import relu_attention
@@ -122,6 +123,28 @@ def test_relu_attention(words):
   backward = sum(map(sum, moved.values()))
   more = 2 * nq * (nk // 24) + 4 * nq
   assert backward + dots == _count("bwd_two_pass", *sizes, (24, 32)) + more
+
+
+def test_ntk_attention(words):
+  nq, _, d = sizes = 64, 96, 8
+  r = 6
+
+  def attend(*x):
+    features, z = jnp.ones((1, nq, 1, r)), jnp.ones((1, r, d))
+    return ntk_attention(
+      *x, features, z, z[..., 0], block_sizes=BlockSizes(16, 8, 32, 24),
+      block_features=3, implementation="interpret",
+    )  # fmt: skip
+
+  moved = words(attend, *sizes)
+  # Flash attention's; the sign of a sum; features once, and the state for each
+  # block of queries.
+  forward = sum(moved.pop("forward"))
+  more = nq + nq * r + nq // 16 * r * (d + 1)
+  assert forward == _count("fwd_large", *sizes, 16) + more
+  dots = 2 * nq * d + nq
+  backward = sum(map(sum, moved.values()))
+  assert backward + dots == _count("bwd_two_pass", *sizes, (24, 32))
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
