@@ -280,7 +280,7 @@ def test_kernel_says_why_it_cannot(change, reason):
   assert reason in str(mosaic_tpu.supports(x, options))
 
 
-_ONES = jnp.ones((1, 4, 2, 2), jnp.float64)
+_ONES = np.ones((1, 4, 2, 2))
 
 
 @pytest.mark.parametrize(
