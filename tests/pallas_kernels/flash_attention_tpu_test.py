@@ -9,8 +9,6 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from configs.attention_io import get_config
-from experiments import attention_io
 from jaxattn.attention import softmax_attention
 from pallas_kernels.flash_attention import BlockSizes, mosaic_tpu
 from pallas_kernels.flash_attention.operands import Operands, Options
@@ -76,13 +74,14 @@ def test_what_is_said_to_fit_into_vmem_fits(heads, dtype, sizes):
   assert num_kernels(executable, "tpu") == 3
 
 
-def test_what_the_experiment_times_at_full_size_fits():
-  config = get_config("full")
-  for block in config.timed_blocks:
-    run = attention_io.timed_call(block)
-    x = attention_io.timed_shape(config, max(config.timed_lengths))
-    executable = compiled_for(tpu_devices("v5e:2x2")[0], run, x, x, x)
-    assert num_kernels(executable, "tpu") == 1
+# Blocks, longest sequence, heads and head size of attention-io's tier "full".
+@pytest.mark.parametrize("block", [128, 256, 512, 1024])
+def test_what_the_experiment_times_at_full_size_fits(block):
+  sizes = BlockSizes(block, block, block, block)
+  run = functools.partial(softmax_attention, block_sizes=sizes)
+  args = _inputs(32768, (8, 8), 64)
+  executable = compiled_for(tpu_devices("v5e:2x2")[0], run, *args)
+  assert num_kernels(executable, "tpu") == 1
 
 
 @BOTH
