@@ -3,6 +3,14 @@
 import dataclasses
 from typing import TYPE_CHECKING
 
+from pallas_kernels._sizes import (
+  GPU_BLOCKS,
+  TPU_LANES,
+  TPU_VMEM,
+  check_positive,
+  up,
+)
+
 if TYPE_CHECKING:
   from pallas_kernels.flash_attention.operands import Operands, Options
 
@@ -36,27 +44,18 @@ class BlockSizes:
 
   def __post_init__(self):
     """Refuses sizes that are no positive integers."""
-    for field in dataclasses.fields(self):
-      size = getattr(self, field.name)
-      if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ValueError(
-          f"{field.name} must be a positive integer, got {size!r}"
-        )
+    check_positive(self)
 
 
 # On a TPU: rows of a tile (queries of all heads of a group) and keys. Backward,
 # the largest powers of two that VMEM holds; forward, so many queries that
 # copies of keys are hidden behind products. benchmarks/KERNELS.md has figures.
 TPU = BlockSizes(1024, 1024, 1024, 1024)
-_TPU_VMEM = 16 * 2**20
-_TPU_LANES = 128
 
 
 # On a GPU: a warp group multiplies 64 rows at a time.
 _GPU_ROWS = 64
 GPU = BlockSizes(_GPU_ROWS, _GPU_ROWS, _GPU_ROWS, _GPU_ROWS)
-# Blocks along the second and the third axis of a grid.
-_GPU_BLOCKS = 65535
 GPU_HEAD = 64
 _GPU_MAX_HEAD = 128
 
@@ -74,14 +73,14 @@ def gpu_reason(x: "Operands", options: "Options") -> str | None:
         f"the GPU kernel takes head sizes up to {_GPU_MAX_HEAD}, got "
         f"{y.shape[3]} in {name}"
       )
-    if y.shape[1] > _GPU_BLOCKS * _GPU_ROWS:
+    if y.shape[1] > GPU_BLOCKS * _GPU_ROWS:
       return (
-        f"the GPU kernel takes up to {_GPU_BLOCKS * _GPU_ROWS} tokens, got "
+        f"the GPU kernel takes up to {GPU_BLOCKS * _GPU_ROWS} tokens, got "
         f"{y.shape[1]} in {name}"
       )
-    if y.shape[2] > _GPU_BLOCKS:
+    if y.shape[2] > GPU_BLOCKS:
       return (
-        f"the GPU kernel takes up to {_GPU_BLOCKS} heads, got {y.shape[2]} in "
+        f"the GPU kernel takes up to {GPU_BLOCKS} heads, got {y.shape[2]} in "
         f"{name}"
       )
   sizes = gpu_block_sizes(options)
@@ -114,13 +113,13 @@ def tpu_block_sizes(
     length = x.query.shape[1] if queries else x.key.shape[1]
     if sizes is None:
       size = getattr(TPU, name)
-      size = _up(-(-size // group), _TPU_LANES) if queries else size
+      size = up(-(-size // group), TPU_LANES) if queries else size
       # As many blocks, but of one size: less of the last one is padding.
       size = -(-length // -(-length // size))
-      chosen[name] = size if exact else _up(size, _TPU_LANES)
+      chosen[name] = size if exact else up(size, TPU_LANES)
     else:
       size = getattr(sizes, name)
-      chosen[name] = min(size, length if exact else _up(length, _TPU_LANES))
+      chosen[name] = min(size, length if exact else up(length, TPU_LANES))
   if sizes is None:
     for end in ("", "_bwd"):
       block_q, block_k = chosen[f"block_q{end}"], chosen[f"block_k{end}"]
@@ -132,10 +131,10 @@ def tpu_reason(x: "Operands", options: "Options") -> str | None:
   """Why a TPU cannot run these block sizes; None if it can."""
   for field in dataclasses.fields(BlockSizes):
     size = getattr(options.block_sizes or TPU, field.name)
-    if size % _TPU_LANES:
+    if size % TPU_LANES:
       return (
-        f"{field.name} must be a multiple of {_TPU_LANES} on a TPU, got {size}"
-        f": use {_up(size, _TPU_LANES)}"
+        f"{field.name} must be a multiple of {TPU_LANES} on a TPU, got {size}"
+        f": use {up(size, TPU_LANES)}"
       )
   sizes = tpu_block_sizes(x, options, exact=False)
   for end in ("", "_bwd"):
@@ -143,48 +142,48 @@ def tpu_reason(x: "Operands", options: "Options") -> str | None:
       getattr(sizes, f"block_{axis}{end}") for axis in ("q", "k")
     )
     fits = _block_k_that_fits(x, block_q, block_k, end)
-    if _tpu_bytes(x, block_q, fits, end) > _TPU_VMEM:
+    if _tpu_bytes(x, block_q, fits, end) > TPU_VMEM:
       return (
         f"block_q{end}={block_q} queries of {x.query.shape[2]} heads on "
         f"{x.key.shape[2]} with head sizes {x.query.shape[3]} and "
-        f"{x.value.shape[3]} do not fit into the {_TPU_VMEM >> 20} MiB of a "
+        f"{x.value.shape[3]} do not fit into the {TPU_VMEM >> 20} MiB of a "
         f"TPU's VMEM with any block_k{end}: use {_smaller(x, block_q, end)}"
       )
     if fits != block_k:
       return (
         f"block_q{end}={block_q} with block_k{end}={block_k} needs "
         f"{_tpu_bytes(x, block_q, block_k, end) >> 20} MiB of a TPU's VMEM, "
-        f"which has {_TPU_VMEM >> 20}: use block_k{end}={fits}"
+        f"which has {TPU_VMEM >> 20}: use block_k{end}={fits}"
       )
   return None
 
 
 def _smaller(x: "Operands", block_q: int, end: str) -> str:
-  for size in range(_up(block_q, _TPU_LANES) - _TPU_LANES, 0, -_TPU_LANES):
-    if _tpu_bytes(x, size, _TPU_LANES, end) <= _TPU_VMEM:
+  for size in range(up(block_q, TPU_LANES) - TPU_LANES, 0, -TPU_LANES):
+    if _tpu_bytes(x, size, TPU_LANES, end) <= TPU_VMEM:
       return f"block_q{end}={size}"
   return "smaller heads, or fewer heads of query to one of key"
 
 
 def tpu_bytes_left(x: "Operands", sizes: BlockSizes) -> int:
   """VMEM that the forward pass leaves to what an operation adds to it."""
-  return _TPU_VMEM - _tpu_bytes(x, sizes.block_q, sizes.block_k, "")
+  return TPU_VMEM - _tpu_bytes(x, sizes.block_q, sizes.block_k, "")
 
 
 def _block_k_that_fits(
   x: "Operands", block_q: int, block_k: int, end: str
 ) -> int:
-  while block_k > _TPU_LANES and (
-    _tpu_bytes(x, block_q, block_k, end) > _TPU_VMEM
+  while block_k > TPU_LANES and (
+    _tpu_bytes(x, block_q, block_k, end) > TPU_VMEM
   ):
-    block_k = _up(block_k // 2, _TPU_LANES)
+    block_k = up(block_k // 2, TPU_LANES)
   return block_k
 
 
 def _tpu_bytes(x: "Operands", block_q: int, block_k: int, end: str) -> int:
   """VMEM of the largest kernel of a pass; what the compiler takes is close."""
   rows = block_q * (x.query.shape[2] // x.key.shape[2])
-  size, value_size = (_up(y.shape[3], _TPU_LANES) for y in (x.query, x.value))
+  size, value_size = (up(y.shape[3], TPU_LANES) for y in (x.query, x.value))
   sizes = size + value_size
   item = x.query.dtype.itemsize
   # Scores, and backward their cotangents too, in float32; and what is added to
@@ -197,7 +196,3 @@ def _tpu_bytes(x: "Operands", block_q: int, block_k: int, end: str) -> int:
   summed = max(sizes * block_k, size * rows) if end else value_size * rows
   summed *= 4 + 2 * item
   return 4 * wide * rows * block_k + blocks + summed
-
-
-def _up(size: int, multiple: int) -> int:
-  return -(-size // multiple) * multiple

@@ -2,13 +2,12 @@
 
 import dataclasses
 
+from pallas_kernels._sizes import GPU_SHARED, TPU_LANES, up
 from pallas_kernels.flash_attention import config as flash
 from pallas_kernels.flash_attention.config import BlockSizes
 from pallas_kernels.ntk_attention.operands import Operands, Options, as_flash
 
-_TPU_LANES = 128
 _TPU_FEATURES = 512
-_GPU_SHARED = 227 << 10
 
 
 def tpu_blocks(
@@ -30,13 +29,13 @@ def tpu_blocks(
   num = x.z.shape[1]
   if exact:
     return sizes, min(num, options.block_features or num)
-  num = _up(num, _TPU_LANES)
+  num = up(num, TPU_LANES)
   if options.block_sizes is None:
     sizes = _that_fit(x, options, sizes)
   if options.block_features is not None:
     return sizes, min(num, options.block_features)
   most = flash.tpu_bytes_left(call[0], sizes) // _tpu_bytes(x, sizes, 1)
-  most = max(most // _TPU_LANES, 1) * _TPU_LANES
+  most = max(most // TPU_LANES, 1) * TPU_LANES
   return sizes, min(num, most, _TPU_FEATURES)
 
 
@@ -45,24 +44,24 @@ def tpu_reason(x: Operands, options: Options) -> str | None:
   call = as_flash(x, options)
   if reason := flash.tpu_reason(*call):
     return reason
-  asked = options.block_features or _TPU_LANES
-  if asked % _TPU_LANES:
+  asked = options.block_features or TPU_LANES
+  if asked % TPU_LANES:
     return (
-      f"block_features must be a multiple of {_TPU_LANES} on a TPU, got {asked}"
-      f": use {_up(asked, _TPU_LANES)}"
+      f"block_features must be a multiple of {TPU_LANES} on a TPU, got {asked}"
+      f": use {up(asked, TPU_LANES)}"
     )
   sizes, features = tpu_blocks(x, options, exact=False)
   if _fits(x, options, sizes, features):
     return None
   change = _that_fit(x, options, sizes)
-  if not _fits(x, options, change, _TPU_LANES):
+  if not _fits(x, options, change, TPU_LANES):
     advice = "fewer heads of query to one of key"
-    for block_q in range(_TPU_LANES, sizes.block_q, _TPU_LANES):
+    for block_q in range(TPU_LANES, sizes.block_q, TPU_LANES):
       fewer = dataclasses.replace(change, block_q=block_q)
-      if _fits(x, options, fewer, _TPU_LANES):
+      if _fits(x, options, fewer, TPU_LANES):
         advice = f"block_q={block_q}"
   elif change == sizes:
-    advice = f"block_features={_TPU_LANES}"
+    advice = f"block_features={TPU_LANES}"
   else:
     advice = f"block_k={change.block_k}"
   return (
@@ -79,25 +78,23 @@ def gpu_reason(x: Operands, options: Options) -> str | None:
   if reason := flash.gpu_reason(*call):
     return reason
   sizes = flash.gpu_block_sizes(call[1])
-  h, hv = (_up(y.shape[3], flash.GPU_HEAD) for y in (x.query, x.value))
+  h, hv = (up(y.shape[3], flash.GPU_HEAD) for y in (x.query, x.value))
   # Two blocks of keys and values at a time, in 16 bits; sums in 32.
   needed = 4 * sizes.block_k * (h + hv)
   needed += sizes.block_q * (2 * (h + hv) + 4 * hv + 8)
-  if needed > _GPU_SHARED:
+  if needed > GPU_SHARED:
     return (
       f"block_q={sizes.block_q} with block_k={sizes.block_k} needs "
       f"{needed >> 10} KiB of a GPU's shared memory, which has "
-      f"{_GPU_SHARED >> 10}: use block_k=64"
+      f"{GPU_SHARED >> 10}: use block_k=64"
     )
   return None
 
 
 def _that_fit(x: Operands, options: Options, sizes: BlockSizes) -> BlockSizes:
   """Fewer keys in a block, where so many leave no room for features."""
-  while sizes.block_k > _TPU_LANES and (
-    not _fits(x, options, sizes, _TPU_LANES)
-  ):
-    block_k = _up(sizes.block_k // 2, _TPU_LANES)
+  while sizes.block_k > TPU_LANES and (not _fits(x, options, sizes, TPU_LANES)):
+    block_k = up(sizes.block_k // 2, TPU_LANES)
     sizes = dataclasses.replace(sizes, block_k=block_k)
   return sizes
 
@@ -112,9 +109,5 @@ def _fits(
 def _tpu_bytes(x: Operands, sizes: BlockSizes, features: int) -> int:
   """VMEM of blocks of features and of states, two of each at a time."""
   n, kv = x.query.shape[2], x.key.shape[2]
-  states = x.z.shape[0] // kv * _up(x.z.shape[2] + 1, 8)
+  states = x.z.shape[0] // kv * up(x.z.shape[2] + 1, 8)
   return 2 * 4 * features * (sizes.block_q * (n // kv) + states)
-
-
-def _up(size: int, multiple: int) -> int:
-  return -(-size // multiple) * multiple

@@ -4,20 +4,25 @@ import math
 from typing import Any
 
 from pallas_kernels._products import accumulator
+from pallas_kernels._sizes import (
+  GPU_BLOCKS,
+  GPU_SHARED,
+  TPU_LANES,
+  TPU_VMEM,
+  up,
+)
 from pallas_kernels.polynomial_attention.operands import Operands, Options
 
 # On a TPU: tokens of a chunk, as lanes.
 TPU_CHUNK = 256
-_TPU_LANES, _TPU_SUBLANES = 128, 8
-_TPU_VMEM = 16 * 2**20
+_TPU_SUBLANES = 8
 
 # On a GPU: chunks are of whole tiles of tokens.
 GPU_TILE = 128
 _GPU_MAX_HEAD = 128
-_GPU_SHARED = 227 * 2**10
 _GPU_ALIGN = 1024
-# Blocks along the second and the third axis of a grid; tokens of the smallest.
-_GPU_BLOCKS, _GPU_PAIRS = 65535, 64
+# Tokens of the smallest blocks.
+_GPU_PAIRS = 64
 
 
 def chunk_size(x: Operands, options: Options, *, exact: bool) -> int:
@@ -33,7 +38,7 @@ def chunk_size(x: Operands, options: Options, *, exact: bool) -> int:
     A size that is no larger than the longest (padded) sequence.
   """
   length = max(x.query.shape[3], x.key.shape[2])
-  longest = length if exact else _up(length, _TPU_LANES)
+  longest = length if exact else up(length, TPU_LANES)
   if options.chunk_size is not None:
     return min(options.chunk_size, longest)
   return min(_chunk_that_fits(x, options, TPU_CHUNK), longest)
@@ -42,24 +47,24 @@ def chunk_size(x: Operands, options: Options, *, exact: bool) -> int:
 def tpu_reason(x: Operands, options: Options) -> str | None:
   """Why a TPU cannot run this chunk size; None if it can."""
   size = options.chunk_size
-  if size is not None and size % _TPU_LANES:
+  if size is not None and size % TPU_LANES:
     return (
-      f"chunk_size must be a multiple of {_TPU_LANES} on a TPU, got {size}: "
-      f"use {_up(size, _TPU_LANES)}"
+      f"chunk_size must be a multiple of {TPU_LANES} on a TPU, got {size}: "
+      f"use {up(size, TPU_LANES)}"
     )
   size = chunk_size(x, options, exact=False)
   fits = _chunk_that_fits(x, options, size)
   needed = _tpu_bytes(x, options, fits)
-  if needed > _TPU_VMEM:
+  if needed > TPU_VMEM:
     return (
       f"{len(options.weights)} features of head size {x.key.shape[1]} and "
       f"degree {options.degree} need {_mebibytes(needed)} MiB of a TPU's VMEM, "
-      f"which has {_TPU_VMEM >> 20}: use {_smaller(x, options)}"
+      f"which has {TPU_VMEM >> 20}: use {_smaller(x, options)}"
     )
   if fits != size:
     return (
       f"chunk_size={size} needs {_mebibytes(_tpu_bytes(x, options, size))} MiB "
-      f"of a TPU's VMEM, which has {_TPU_VMEM >> 20}: use chunk_size={fits}"
+      f"of a TPU's VMEM, which has {TPU_VMEM >> 20}: use chunk_size={fits}"
     )
   return None
 
@@ -71,9 +76,9 @@ def gpu_chunk_size(x: Operands, options: Options) -> int:
   they take no more room than what the tokens carry, and pairs inside of chunks
   no more products than features.
   """
-  size = options.chunk_size or _up(len(options.weights), GPU_TILE)
+  size = options.chunk_size or up(len(options.weights), GPU_TILE)
   longest = max(x.query.shape[3], x.key.shape[2])
-  return min(size, _up(longest, GPU_TILE))
+  return min(size, up(longest, GPU_TILE))
 
 
 def gpu_reason(x: Operands, options: Options) -> str | None:
@@ -82,12 +87,12 @@ def gpu_reason(x: Operands, options: Options) -> str | None:
   if size is not None and size % GPU_TILE:
     return (
       f"chunk_size must be a multiple of {GPU_TILE} on a GPU, got {size}: use "
-      f"{_up(size, GPU_TILE)}"
+      f"{up(size, GPU_TILE)}"
     )
   for name, length in (("query", x.query.shape[3]), ("key", x.key.shape[2])):
-    if length > _GPU_BLOCKS * _GPU_PAIRS:
+    if length > GPU_BLOCKS * _GPU_PAIRS:
       return (
-        f"the GPU kernel takes up to {_GPU_BLOCKS * _GPU_PAIRS} tokens, got "
+        f"the GPU kernel takes up to {GPU_BLOCKS * _GPU_PAIRS} tokens, got "
         f"{length} in {name}"
       )
   query, value = x.key.shape[1], x.value.shape[1] - 1
@@ -98,11 +103,11 @@ def gpu_reason(x: Operands, options: Options) -> str | None:
         f"{name}"
       )
   needed = _gpu_bytes(query, value)
-  if needed > _GPU_SHARED:
-    fits = [v for v in range(value) if _gpu_bytes(query, v) <= _GPU_SHARED]
+  if needed > GPU_SHARED:
+    fits = [v for v in range(value) if _gpu_bytes(query, v) <= GPU_SHARED]
     return (
       f"head size {query} with {value} in value needs {-(-needed // 1024)} KiB "
-      f"of a GPU's shared memory, which has {_GPU_SHARED >> 10}: use at most "
+      f"of a GPU's shared memory, which has {GPU_SHARED >> 10}: use at most "
       f"{fits[-1]} in value"
     )
   return None
@@ -110,7 +115,7 @@ def gpu_reason(x: Operands, options: Options) -> str | None:
 
 def gpu_columns(size: int) -> int:
   """Columns of a matrix in shared memory: whole rows of 32 bytes."""
-  return _up(size, 16)
+  return up(size, 16)
 
 
 def gpu_slots(once: int, each: int) -> int:
@@ -120,12 +125,12 @@ def gpu_slots(once: int, each: int) -> int:
     once: bytes of all else.
     each: bytes of one of them.
   """
-  return 2 if once + 2 * each <= _GPU_SHARED - _GPU_ALIGN else 1
+  return 2 if once + 2 * each <= GPU_SHARED - _GPU_ALIGN else 1
 
 
 def gpu_bytes(sizes: list[int]) -> int:
   """Shared memory that buffers take."""
-  return sum(_up(size, _GPU_ALIGN) for size in sizes)
+  return sum(up(size, _GPU_ALIGN) for size in sizes)
 
 
 def _gpu_bytes(query: int, value: int) -> int:
@@ -149,34 +154,34 @@ def _smaller(x: Operands, options: Options) -> str:
   for degree in range(options.degree - 1, -1, -1):
     weights = (0.0,) * math.comb(dim + degree, degree)
     fewer = options._replace(weights=weights, degree=degree)
-    if _tpu_bytes(x, fewer, _TPU_LANES) <= _TPU_VMEM:
+    if _tpu_bytes(x, fewer, TPU_LANES) <= TPU_VMEM:
       return f"degree={degree}"
   return "smaller heads"
 
 
 def _chunk_that_fits(x: Operands, options: Options, size: int) -> int:
-  while size > _TPU_LANES and _tpu_bytes(x, options, size) > _TPU_VMEM:
-    size = _up(size // 2, _TPU_LANES)
+  while size > TPU_LANES and _tpu_bytes(x, options, size) > TPU_VMEM:
+    size = up(size // 2, TPU_LANES)
   return size
 
 
 def _tpu_bytes(x: Operands, options: Options, chunk: int) -> int:
   """VMEM of the largest kernel; what the compiler takes is close."""
-  features = _up(len(options.weights), _TPU_SUBLANES)
+  features = up(len(options.weights), _TPU_SUBLANES)
   size, value_size = x.key.shape[1], x.value.shape[1]
   # Features, and backward their cotangents too.
   numbers = 2 * features * chunk
   # The state, what is added to it; weights, or a state that comes in and one
   # that leaves, two at a time.
-  state = features * _up(value_size, _TPU_LANES)
+  state = features * up(value_size, TPU_LANES)
   if options.is_causal:
-    numbers += 2 * state + 2 * features * _TPU_LANES
+    numbers += 2 * state + 2 * features * TPU_LANES
     # Logits inside of a chunk, weights, and cotangents of both.
     numbers += 4 * chunk * chunk
   else:
     numbers += 4 * state
   # Tokens come in and leave, two chunks at a time.
-  rows = _up(size, _TPU_SUBLANES) + _up(value_size, _TPU_SUBLANES)
+  rows = up(size, _TPU_SUBLANES) + up(value_size, _TPU_SUBLANES)
   numbers += 2 * 3 * rows * chunk
   item: Any = accumulator(x.query.dtype)
   return numbers * item(0).itemsize
@@ -184,7 +189,3 @@ def _tpu_bytes(x: Operands, options: Options, chunk: int) -> int:
 
 def _mebibytes(size: int) -> int:
   return -(-size // 2**20)
-
-
-def _up(size: int, multiple: int) -> int:
-  return -(-size // multiple) * multiple

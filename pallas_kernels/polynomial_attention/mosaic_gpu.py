@@ -23,6 +23,7 @@ from jax import lax
 from pallas_kernels._batching import fold_batch
 from pallas_kernels._compat import grid_name, plgpu, vary_with
 from pallas_kernels._products import precision_of
+from pallas_kernels._sizes import up
 from pallas_kernels.polynomial_attention import _gpu_kernels, config
 from pallas_kernels.polynomial_attention._gpu_kernels import (
   FEATURES,
@@ -162,10 +163,6 @@ def _split(x: jax.Array) -> Split:
   return Split(head.astype(jnp.bfloat16), (x - head).astype(jnp.bfloat16))
 
 
-def _up(size: int, multiple: int) -> int:
-  return -(-size // multiple) * multiple
-
-
 def _padded(x: jax.Array, axis: int, size: int) -> jax.Array:
   """With zeros, which add nothing."""
   widths = [(0, 0)] * x.ndim
@@ -207,7 +204,7 @@ class _Call:
     self.options, self.interpret = options, interpret
     self.pairs, self.dim, _, length = x.query.shape
     self.chunk = config.gpu_chunk_size(x, options)
-    self.chunks = -(-_up(length, TOKENS) // self.chunk)
+    self.chunks = -(-up(length, TOKENS) // self.chunk)
     self.width = config.gpu_columns(x.value.shape[1])
     table = _table(self.dim, options.degree)
     # What is padded is a one, with weight 0.
@@ -222,7 +219,7 @@ class _Call:
 
   def _tokens(self, x: jax.Array) -> _Tokens:
     """Of (P, H, G, T)."""
-    x = _padded(x.swapaxes(1, 2), 3, _up(x.shape[3], TOKENS))
+    x = _padded(x.swapaxes(1, 2), 3, up(x.shape[3], TOKENS))
     rows = jnp.concatenate([x, jnp.ones_like(x[:, :, :1])], 2)
     x = _padded(x.swapaxes(2, 3), 3, config.gpu_columns(self.dim))
     return _Tokens(rows, _split(x))
@@ -230,7 +227,7 @@ class _Call:
   def carried(self, x: jax.Array) -> Split:
     """(P, v, G, T) as (P, G, T, N)."""
     x = _padded(x.transpose(0, 2, 3, 1), 3, self.width)
-    return _split(_padded(x, 2, _up(x.shape[2], TOKENS)))
+    return _split(_padded(x, 2, up(x.shape[2], TOKENS)))
 
   def tokens_last(self, x: jax.Array, length: int) -> jax.Array:
     """(P, G, T, v) -> (P, v, G, T), without what was padded."""

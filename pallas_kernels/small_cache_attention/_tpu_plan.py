@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from pallas_kernels._compat import pl
+from pallas_kernels._sizes import up
 from pallas_kernels.small_cache_attention.config import depth
 from pallas_kernels.small_cache_attention.operands import Operands, Options
 
@@ -78,7 +79,7 @@ class Plan(NamedTuple):
 
   def columns(self, size: int) -> tuple[int, int]:
     """Columns of a tile along a head of ``size``, and how many tiles."""
-    block = min(self.block_size, _up(size, self.depth))
+    block = min(self.block_size, up(size, self.depth))
     return block, -(-size // block)
 
   def last_key(self, i: Any) -> Any:
@@ -92,15 +93,11 @@ def plan(x: Operands, options: Options) -> Plan:
   b, t, n, h = x.query.shape
   s, k = x.key.shape[1:3]
   size, terms = options.block_size, depth(options.block_size)
-  block_q, block_k = (min(size, _up(length, terms)) for length in (t, s))
+  block_q, block_k = (min(size, up(length, terms)) for length in (t, s))
   return Plan(
     b, k, n // k, t, s, block_q, block_k, -(-t // block_q), -(-s // block_k),
     terms, size, options.is_causal, 1 / math.sqrt(h),
   )  # fmt: skip
-
-
-def _up(size: int, multiple: int) -> int:
-  return -(-size // multiple) * multiple
 
 
 # --- arrays in the order of tiles ---

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import TYPE_CHECKING
 
+from pallas_kernels._sizes import TPU_LANES, TPU_VMEM, check_positive, up
+
 if TYPE_CHECKING:
   from pallas_kernels.tensor_attention.operands import Operands, Options
 
@@ -46,12 +48,7 @@ class TensorBlockSizes:
 
   def __post_init__(self):
     """Refuses sizes that are no positive integers, and slabs that are cut."""
-    for field in dataclasses.fields(self):
-      size = getattr(self, field.name)
-      if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ValueError(
-          f"{field.name} must be a positive integer, got {size!r}"
-        )
+    check_positive(self)
     if self.slab_q_bwd % self.block_q_bwd:
       raise ValueError(
         f"slab_q_bwd must be a multiple of block_q_bwd={self.block_q_bwd}, "
@@ -61,10 +58,8 @@ class TensorBlockSizes:
 
 # benchmarks/KERNELS.md holds the figures that these come from.
 TPU = TensorBlockSizes()
-_TPU_LANES = 128
 # Of queries, as lanes; of second keys, as rows of any dtype; of first ones.
-_TPU_MULTIPLES = {"q": _TPU_LANES, "k1": 8, "k2": 16}
-_TPU_VMEM = 16 * 2**20
+_TPU_MULTIPLES = {"q": TPU_LANES, "k1": 8, "k2": 16}
 
 
 def tpu_block_sizes(
@@ -92,18 +87,18 @@ def tpu_block_sizes(
       name, multiple = f"block_{axis}{end}", _TPU_MULTIPLES[axis]
       if sizes is None:
         shared = group if axis == "q" else 1
-        size = _up(-(-chosen[name] // shared), multiple)
+        size = up(-(-chosen[name] // shared), multiple)
         # As many blocks, but of one size: less of the last one is padding.
         size = -(-length // -(-length // size))
-        chosen[name] = size if exact else _up(size, multiple)
-      longest = length if exact else _up(length, multiple)
+        chosen[name] = size if exact else up(size, multiple)
+      longest = length if exact else up(length, multiple)
       chosen[name] = min(chosen[name], longest)
   block, slab = chosen["block_q_bwd"], chosen["slab_q_bwd"]
   if sizes is None:
     slab = -(-slab // group)
   # Whole blocks, and no more than there are queries.
   chosen["slab_q_bwd"] = min(
-    max(slab // block, 1) * block, _up(lengths["q"], block)
+    max(slab // block, 1) * block, up(lengths["q"], block)
   )
   result = TensorBlockSizes(**chosen)
   return _that_fit(x, result) if sizes is None else result
@@ -119,15 +114,15 @@ def tpu_reason(x: "Operands", options: "Options") -> str | None:
       if size % multiple:
         return (
           f"{name} must be a multiple of {multiple} on a TPU, got {size}: use "
-          f"{_up(size, multiple)}"
+          f"{up(size, multiple)}"
         )
   sizes = tpu_block_sizes(x, options, exact=False)
   fits = _that_fit(x, sizes)
-  if max(_tpu_bytes(x, fits)) > _TPU_VMEM:
+  if max(_tpu_bytes(x, fits)) > TPU_VMEM:
     return (
       f"tiles of {x.query.shape[2]} heads on {x.key1.shape[2]} with head sizes "
       f"{x.query.shape[3]} and {x.value1.shape[3]} do not fit into the "
-      f"{_TPU_VMEM >> 20} MiB of a TPU's VMEM with any block sizes: use "
+      f"{TPU_VMEM >> 20} MiB of a TPU's VMEM with any block sizes: use "
       "smaller heads, or fewer queries to a key head"
     )
   if fits != sizes:
@@ -139,7 +134,7 @@ def tpu_reason(x: "Operands", options: "Options") -> str | None:
     needed = -(-max(_tpu_bytes(x, sizes)) // 2**20)
     return (
       f"{sizes} needs {needed} MiB of a TPU's VMEM, which has "
-      f"{_TPU_VMEM >> 20}: use {changes}"
+      f"{TPU_VMEM >> 20}: use {changes}"
     )
   return None
 
@@ -148,20 +143,20 @@ def _that_fit(x: "Operands", sizes: TensorBlockSizes) -> TensorBlockSizes:
   """``sizes``, halved until they fit, those first that cost least."""
   chosen = dataclasses.asdict(sizes)
   for i, end in enumerate(("", "_bwd")):
-    while _tpu_bytes(x, TensorBlockSizes(**chosen))[i] > _TPU_VMEM:
+    while _tpu_bytes(x, TensorBlockSizes(**chosen))[i] > TPU_VMEM:
       block = chosen[f"block_q{end}"]
       if end and chosen["slab_q_bwd"] > block:
         half = chosen["slab_q_bwd"] // block // 2 * block
         chosen["slab_q_bwd"] = max(half, block)
         continue
-      for axis, least in (("k1", 64), ("k2", _TPU_LANES), ("q", _TPU_LANES)):
+      for axis, least in (("k1", 64), ("k2", TPU_LANES), ("q", TPU_LANES)):
         name = f"block_{axis}{end}"
         if chosen[name] > least:
-          chosen[name] = _up(chosen[name] // 2, least)
+          chosen[name] = up(chosen[name] // 2, least)
           break
       else:
         break
-      chosen["slab_q_bwd"] = _up(chosen["slab_q_bwd"], chosen["block_q_bwd"])
+      chosen["slab_q_bwd"] = up(chosen["slab_q_bwd"], chosen["block_q_bwd"])
   return TensorBlockSizes(**chosen)
 
 
@@ -169,7 +164,7 @@ def _tpu_bytes(x: "Operands", sizes: TensorBlockSizes) -> tuple[int, int]:
   """VMEM of each pass; what the compiler takes is close."""
   group = x.query.shape[2] // x.key1.shape[2]
   item = x.query.dtype.itemsize
-  head, value = (_up(y.shape[3], _TPU_LANES) for y in (x.query, x.value1))
+  head, value = (up(y.shape[3], TPU_LANES) for y in (x.query, x.value1))
   both = head + value
   rows, block = group * sizes.block_q, sizes.block_k2
   # Logits; a pair of keys and one of values; blocks that come in, two at a
@@ -177,20 +172,16 @@ def _tpu_bytes(x: "Operands", sizes: TensorBlockSizes) -> tuple[int, int]:
   forward = 4 * rows * block + (4 + item) * block * both
   forward += 2 * item * (rows * head + block * both)
   forward += 2 * 4 * (sizes.block_k1 * both)
-  forward += 2 * 4 * _TPU_LANES * (sizes.block_k1 + block)
+  forward += 2 * 4 * TPU_LANES * (sizes.block_k1 + block)
   forward += (4 + 4 + 2 * item) * rows * value
   rows, block = group * sizes.block_q_bwd, sizes.block_k2_bwd
   # Weights and cotangents of logits, a pair and its cotangent; queries and
   # their cotangents come in; three gradients stay.
   backward = 4 * 2 * rows * block + (4 + 4 + item) * block * both
   backward += 2 * item * (rows + block) * both
-  backward += 2 * 4 * _TPU_LANES * (sizes.block_k1_bwd + block)
+  backward += 2 * 4 * TPU_LANES * (sizes.block_k1_bwd + block)
   backward += 2 * 2 * 4 * sizes.block_k1_bwd * both
   backward += 2 * 4 * block * both
   queries = group * sizes.slab_q_bwd
-  backward += 2 * 4 * queries * _up(x.query.shape[3], 8)
+  backward += 2 * 4 * queries * up(x.query.shape[3], 8)
   return forward, backward
-
-
-def _up(size: int, multiple: int) -> int:
-  return -(-size // multiple) * multiple
